@@ -1,0 +1,92 @@
+"""The catalogue: literal tables from the short names that recipes, cards and the Hub use to the classes behind them.
+
+Nothing registers itself and nothing here imports what it names. To add a model: one line in MODELS, one in ENTRIES
+for each published size, and one in CONVERTERS and REPLAYS if official weights exist.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from zoo.errors import ConfigError, nearest
+
+MODELS = {
+    "hyenadna": "zoo.models.hyenadna:HyenaDNA",
+}
+
+MIXERS = {
+    "hyena": "zoo.nn.hyena:Hyena",
+}
+
+TOKENIZERS = {
+    "char": "zoo.tokenizers.char:CharTokenizer",
+}
+
+DATAMODULES = {
+    "genome": "zoo.datamodules.genome:GenomeData",
+    "labelled": "zoo.datamodules.labelled:LabelledData",
+}
+
+TASKS = {
+    "causal_lm": "zoo.tasks.causal_lm:CausalLM",
+    "classify": "zoo.tasks.classify:Classify",
+}
+
+# official weights and configs <-> ours: module with to_zoo, to_official, config_from_official
+CONVERTERS = {
+    "hyenadna": "zoo.convert.hyenadna",
+}
+
+# parity cases: system -> function that runs a case
+REPLAYS = {
+    "hyena": "zoo.convert.hyenadna:replay_hyena",
+    "hyenadna": "zoo.convert.hyenadna:replay",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A published model of the catalogue.
+
+    Attributes:
+        model: family, a key of MODELS.
+        hub: id of the official repository.
+        config: what its config differs in from the family's defaults.
+        params: trainable parameters.
+        context: longest input in tokens.
+        vocab: rows of the vocabulary that mean something.
+        tokenizer: folder of tokenizers/ that goes with it.
+        licence: of the weights, as their publisher states it.
+        tasks: what it is used for.
+    """
+
+    model: str
+    hub: str
+    config: dict[str, Any] = field(default_factory=dict)
+    params: int
+    context: int
+    vocab: int
+    tokenizer: str
+    licence: str
+    tasks: tuple[str, ...] = ()
+
+
+ENTRIES: dict[str, Entry] = {}
+
+
+def lookup(table: dict[str, Any], name: str, what: str) -> Any:
+    """The value of *name* in *table*.
+
+    Raises:
+        ConfigError: unknown name, with the nearest known one; *what* says what kind of thing was looked for.
+    """
+    try:
+        return table[name]
+    except KeyError:
+        raise ConfigError(f"unknown {what} '{name}'" + nearest(name, table)) from None
+
+
+def schema_target(target: str) -> str:
+    """`"module:Class"` -> `"module:ClassConfig"`: a config is named after its class and stands in the same file."""
+    return target + "Config"

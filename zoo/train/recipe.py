@@ -1,0 +1,114 @@
+"""The recipe: one YAML, one typed object, checked whole before torch is imported."""
+
+from __future__ import annotations
+
+from dataclasses import field, fields
+from typing import Any, Literal
+
+from zoo import catalogue
+from zoo.config import config, from_dict, schema, to_dict
+from zoo.errors import ConfigError
+
+
+@config
+class TrainerConfig:
+    """How long and on what to train.
+
+    Attributes:
+        max_steps: optimiser steps; -1 means: until max_epochs.
+        max_epochs: passes over the training data; -1 means: until max_steps.
+        accelerator, devices, strategy, num_nodes, precision: as in Lightning's Trainer.
+        accumulate: batches a optimiser step.
+        grad_clip: largest gradient norm; 0 switches clipping off.
+        val_every: optimiser steps between validations; 0 validates at the end of each epoch.
+        checkpoint_every: optimiser steps between checkpoints.
+        keep: checkpoints to keep.
+        log_every: optimiser steps between logged lines.
+        monitor, mode: the validation metric that picks the best weights (None: the last weights are taken).
+        patience: validations without improvement before stopping; 0 never stops early.
+        threads: torch CPU threads; 0 leaves torch's choice.
+        compile: torch.compile the model.
+        loggers: besides the CSV that is always written.
+    """
+
+    max_steps: int = -1
+    max_epochs: int = -1
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
+    devices: int | str = 1
+    strategy: str = "auto"
+    num_nodes: int = 1
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"] = "32-true"
+    accumulate: int = 1
+    grad_clip: float = 1.0
+    val_every: int = 0
+    checkpoint_every: int = 500
+    keep: int = 2
+    log_every: int = 10
+    monitor: str | None = None
+    mode: Literal["min", "max"] = "min"
+    patience: int = 0
+    threads: int = 0
+    compile: bool = False
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_steps < 1 and self.max_epochs < 1:
+            raise ValueError("trainer needs max_steps or max_epochs of at least 1")
+        if self.accumulate < 1:
+            raise ValueError(f"trainer.accumulate must be at least 1, got {self.accumulate}")
+
+
+@config
+class RecipeConfig:
+    """Everything that decides a run. The four named sections hold `name` (a catalogue key) and its config's fields.
+
+    Attributes:
+        name: what the run is called.
+        description: one line for `zoo list` and the card.
+        seed: seeds weights, data order, dropout and augmentation.
+        model, tokenizer, data, task: `{"name": ..., **fields}`; checked against the config class of that name.
+        trainer: the training loop.
+        init: artifact (folder, catalogue name or Hub id) whose weights are the start; None starts from scratch.
+    """
+
+    name: str
+    description: str = ""
+    seed: int = 0
+    model: dict[str, Any]
+    tokenizer: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any]
+    task: dict[str, Any]
+    trainer: TrainerConfig
+    init: str | None = None
+
+
+SECTIONS = {
+    "model": catalogue.MODELS,
+    "tokenizer": catalogue.TOKENIZERS,
+    "data": catalogue.DATAMODULES,
+    "task": catalogue.TASKS,
+}
+
+
+def validate(data: dict[str, Any]) -> RecipeConfig:
+    """Check a composed recipe whole and return it with all defaults filled in. Imports neither torch nor Lightning.
+
+    Raises:
+        ConfigError: the first mistake, with its dotted path and the nearest valid name.
+    """
+    recipe = from_dict(RecipeConfig, data)
+    filled: dict[str, Any] = {item.name: getattr(recipe, item.name) for item in fields(recipe)}
+    for section, table in SECTIONS.items():
+        if filled[section]:
+            filled[section] = check_section(section, filled[section], table)
+    return RecipeConfig(**filled)
+
+
+def check_section(section: str, data: dict[str, Any], table: dict[str, str]) -> dict[str, Any]:
+    """`{"name": ..., **fields}` with the fields checked against the named class's config and defaults filled in."""
+    if "name" not in data:
+        raise ConfigError(f"{section} needs a 'name' (one of: {', '.join(sorted(table))})")
+    target = catalogue.lookup(table, data["name"], f"{section} name")
+    rest = {key: value for key, value in data.items() if key != "name"}
+    checked = from_dict(schema(catalogue.schema_target(target)), rest, section)
+    return {"name": data["name"], **to_dict(checked)}

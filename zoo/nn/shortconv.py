@@ -1,0 +1,168 @@
+"""Depthwise causal convolution with a handful of taps, on channels-last sequences.
+
+    y[b, t, c] = bias[c] + sum_{j < K} weight[c, 0, j] x[b, t - (K - 1) + j, c]
+
+The weights are stored as `nn.Conv1d(C, C, K, groups=C)` stores them. Shifted multiply-adds over slices of L that stay
+in the cache replace the library's grouped convolution, whose CPU backward costs several times more.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from zoo.errors import ZooError
+
+SLICE = 1 << 17  # elements a slice may hold: two of them in float32 fill the second-level cache of one core
+
+
+def causal_short_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, history: Tensor | None = None) -> Tensor:
+    """Convolve each channel with its own K taps, seeing only the present and the past.
+
+    Args:
+        x: [B, L, C].
+        weight: [C, 1, K], last tap on the present input.
+        bias: [C] or None.
+        history: [B, K-1, C] inputs that came before *x* (see `short_conv_history`); None means zeros.
+
+    Returns:
+        [B, L, C] in the dtype of *x*.
+
+    Raises:
+        ZooError: the shapes do not fit.
+    """
+    taps = weight.shape[-1]
+    if x.ndim != 3 or weight.shape != (x.shape[-1], 1, taps):
+        raise ZooError(
+            f"short convolution of {tuple(x.shape)} needs weights [{x.shape[-1]}, 1, K], got {tuple(weight.shape)}"
+        )
+    if history is not None and history.shape != (x.shape[0], taps - 1, x.shape[2]):
+        raise ZooError(
+            f"short convolution of {tuple(x.shape)} with {taps} taps got a history of {tuple(history.shape)}"
+        )
+    return _short_conv(x, weight, bias, history)
+
+
+def short_conv_history(x: Tensor, taps: int, history: Tensor | None = None) -> Tensor:
+    """The last K-1 inputs [B, K-1, C] after *x* [B, L, C], given those before it: what continues the convolution."""
+    if history is None:
+        history = x.new_zeros(x.shape[0], taps - 1, x.shape[2])
+    keep = taps - 1 - x.shape[1]
+    if keep <= 0:
+        return x[:, x.shape[1] - (taps - 1) :].contiguous()
+    return torch.cat([history[:, history.shape[1] - keep :].to(x.dtype), x], dim=1)
+
+
+def short_conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, history: Tensor) -> tuple[Tensor, Tensor]:
+    """One token: *x* [B, C] and *history* [B, K-1, C] to the output [B, C] and the next history."""
+    window = torch.cat([history.to(x.dtype), x[:, None]], dim=1)  # [B, K, C]
+    y = (window * weight[:, 0].t().to(x.dtype)).sum(1)
+    return (y if bias is None else y + bias.to(x.dtype)), window[:, 1:]
+
+
+def _slices(length: int, channels: int) -> range:
+    rows = max(1, min(length, SLICE // max(channels, 1)))
+    return range(0, length, rows)
+
+
+def _work(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _window(x: Tensor, history: Tensor | None, start: int, stop: int, taps: int, work: torch.dtype) -> Tensor:
+    """Inputs start-(K-1) .. stop of one sample [L, C], with its history (or zeros) before position 0."""
+    first = start - (taps - 1)
+    if first >= 0:
+        return x[first:stop].to(work)
+    past = x.new_zeros(taps - 1, x.shape[1]) if history is None else history
+    return torch.cat([past[taps - 1 + first :].to(work), x[max(first, 0) : stop].to(work)])
+
+
+@torch.library.custom_op("zoo::short_conv", mutates_args=())
+def _short_conv(x: Tensor, weight: Tensor, bias: Tensor | None, history: Tensor | None) -> Tensor:
+    batch, length, channels = x.shape
+    taps, work = weight.shape[-1], _work(x)
+    rows = weight[:, 0].t().to(work).contiguous()  # [K, C]
+    base = torch.zeros((), dtype=work, device=x.device) if bias is None else bias.to(work)
+    y = x.new_empty(batch, length, channels)
+    slices = _slices(length, channels)
+    for b in range(batch):
+        past = None if history is None else history[b]
+        for start in slices:
+            stop = min(start + slices.step, length)
+            window = _window(x[b], past, start, stop, taps, work)
+            out = y[b, start:stop] if y.dtype == work else y.new_empty(stop - start, channels, dtype=work)
+            torch.addcmul(base, window[: stop - start], rows[0], out=out)
+            for j in range(1, taps):
+                out.addcmul_(window[j : j + stop - start], rows[j])
+            if y.dtype != work:
+                y[b, start:stop] = out
+    return y
+
+
+@_short_conv.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, history: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("zoo::short_conv_backward", mutates_args=())
+def _short_conv_backward(
+    g: Tensor, x: Tensor, weight: Tensor, history: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch, length, channels = x.shape
+    taps, work = weight.shape[-1], _work(x)
+    rows = weight[:, 0].t().to(work).contiguous()  # [K, C]
+    dx = x.new_empty(batch, length, channels)
+    drows = torch.zeros(taps, channels, dtype=work, device=x.device)
+    dbias = torch.zeros(channels, dtype=work, device=x.device)
+    dhistory = torch.zeros(0 if history is None else batch, taps - 1, channels, dtype=work, device=x.device)
+    slices = _slices(length, channels)
+    for b in range(batch):
+        past = None if history is None else history[b]
+        for start in slices:
+            stop = min(start + slices.step, length)
+            size = stop - start
+            window = _window(x[b], past, start, stop, taps, work)
+            ahead = g[b, start : min(stop + taps - 1, length)].to(work)  # gradients that these inputs reach
+            out = dx[b, start:stop] if dx.dtype == work else dx.new_empty(size, channels, dtype=work)
+            torch.mul(ahead[:size], rows[taps - 1], out=out)
+            for j in range(taps - 1):
+                reach = ahead[taps - 1 - j : taps - 1 - j + size]
+                out[: reach.shape[0]].addcmul_(reach, rows[j])
+            if dx.dtype != work:
+                dx[b, start:stop] = out
+            dbias += ahead[:size].sum(0)
+            for j in range(taps):
+                drows[j] += (ahead[:size] * window[j : j + size]).sum(0)
+        if history is not None:
+            for j in range(taps - 1):  # tap j carries history row i to output i - j
+                reach = min(taps - 1 - j, length)
+                dhistory[b, j : j + reach] += rows[j] * g[b, :reach].to(work)
+    dweight = drows.t()[:, None].to(weight.dtype).contiguous()
+    return dx, dweight, dbias, dhistory.to(x.dtype if history is None else history.dtype)
+
+
+@_short_conv_backward.register_fake
+def _(g: Tensor, x: Tensor, weight: Tensor, history: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    past = x.new_empty(0, weight.shape[-1] - 1, x.shape[2]) if history is None else history.new_empty(history.shape)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), x.new_empty(x.shape[2], dtype=_work(x)), past
+
+
+def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
+    x, weight, bias, history = inputs
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.save_for_backward(x, weight, history)
+
+
+def _backward(ctx: torch.autograd.function.FunctionCtx, g: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, history = ctx.saved_tensors
+    dx, dweight, dbias, dhistory = _short_conv_backward(g, x, weight, history)
+    return (
+        dx,
+        dweight,
+        None if ctx.bias_dtype is None else dbias.to(ctx.bias_dtype),
+        None if history is None else dhistory,
+    )
+
+
+_short_conv.register_autograd(_backward, setup_context=_save)

@@ -41,6 +41,8 @@ CONVERTERS = {
 # parity cases: system -> function that runs a case
 REPLAYS = {
     "hyena": "zoo.convert.hyenadna:replay_hyena",
+    "lfq": "zoo.convert.quantizers:replay_lfq",
+    "vq": "zoo.convert.quantizers:replay_vq",
     "hyenadna": "zoo.convert.hyenadna:replay",
 }
 

@@ -21,6 +21,8 @@ MIXERS = {
 
 TOKENIZERS = {
     "char": "zoo.tokenizers.char:CharTokenizer",
+    "kmer": "zoo.tokenizers.kmer:KmerTokenizer",
+    "bpe": "zoo.tokenizers.bpe:BpeTokenizer",
 }
 
 DATAMODULES = {

@@ -12,11 +12,16 @@ from typing import Any
 from zoo.errors import ConfigError, nearest
 
 MODELS = {
+    "flextok_vae": "zoo.models.flextok_vae:FlexTokVAE",
+    "maskgit_vqgan": "zoo.models.maskgit_vqgan:MaskGITVQGAN",
     "hyenadna": "zoo.models.hyenadna:HyenaDNA",
 }
 
 MIXERS = {
     "hyena": "zoo.nn.hyena:Hyena",
+    "lssl": "zoo.nn.s4:LSSL",
+    "s4": "zoo.nn.s4:S4",
+    "s4d": "zoo.nn.s4:S4D",
 }
 
 TOKENIZERS = {
@@ -37,15 +42,19 @@ TASKS = {
 
 # official weights and configs <-> ours: module with to_zoo, to_official, config_from_official
 CONVERTERS = {
+    "flextok_vae": "zoo.convert.flextok_vae",
+    "maskgit_vqgan": "zoo.convert.maskgit_vqgan",
     "hyenadna": "zoo.convert.hyenadna",
 }
 
 # parity cases: system -> function that runs a case
 REPLAYS = {
-    "hyena": "zoo.convert.hyenadna:replay_hyena",
+    "hyena": "zoo.convert.hyenadna_parity:replay_hyena",
     "lfq": "zoo.convert.quantizers:replay_lfq",
+    "flextok-vae": "zoo.convert.flextok_vae:replay",
+    "maskgit-vqgan": "zoo.convert.maskgit_vqgan:replay",
     "vq": "zoo.convert.quantizers:replay_vq",
-    "hyenadna": "zoo.convert.hyenadna:replay",
+    "hyenadna": "zoo.convert.hyenadna_parity:replay",
 }
 
 

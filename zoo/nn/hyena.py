@@ -1,0 +1,321 @@
+"""Hyena: gating by projections of the input, mixing by long convolutions whose filters are functions of position.
+
+Poli et al. 2023, "Hyena Hierarchy", arXiv:2302.10866, §3: with projections x^0 .. x^{N-1}, v of the input,
+    v <- h^i * (v . x^i)  for i = N-1 .. 1,   y = W_out (v . x^0),
+where h^i is the output of a small network of the position, times an exponential window.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from zoo.config import config
+from zoo.errors import ZooError
+from zoo.nn.layout import Layout
+from zoo.nn.longconv import long_conv
+from zoo.nn.mixer import Cost, Mixer, MixerInfo, ParamGroup
+from zoo.nn.state import State
+
+_CHUNK = 32768  # positions of the filter evaluated at once: its hidden layers are wide next to its output
+
+
+@config
+class HyenaConfig:
+    """Options of a Hyena mixer.
+
+    Attributes:
+        max_len: longest sequence. The filter is a function of position / max_len, so weights are tied to this number.
+        order: number of gates; order - 1 long convolutions in a row.
+        filter_width: hidden width of the filter network.
+        emb_dim: odd number of position features: time, and (emb_dim - 1) / 2 cosines and sines.
+        num_inner_mlps: hidden layers of the filter network after the first.
+        sin_freq: initial frequency of its sine activations, one learned frequency a hidden channel.
+        train_freq: learn that frequency.
+        short_filter: taps of the depth-wise convolution after the projection.
+        shift: floor of the exponential window. 0.05 in HyenaDNA's published inference code, 0.0 in its training code
+            and in safari.
+        modulate: apply the window at all.
+        fast_decay_pct, slow_decay_pct: share of max_len after which the fastest and slowest channel's window has
+            fallen to decay_target.
+        decay_target: see there.
+        bias: bias of the input projection.
+        dropout: on the gated input of each long convolution.
+        phase: how the position features are computed: one complex exponential, or cosine and sine apart (HyenaDNA's
+            Hugging Face port). They differ in the last bit, which three sines of frequency 10 magnify a thousandfold.
+        learn_positions: the position features are parameters (safari with lr_pos_emb > 0).
+        positions_lr: their own learning rate; None takes the task's.
+        filter_lr: learning rate of the filter network; None takes the task's.
+        filter_weight_decay: weight decay of the filter network.
+        interleaved: for order > 2, filter channel d * (order - 1) + i belongs to convolution i, as in safari's and
+            HyenaDNA's training code; False: channel i * d_model + d, as in the standalone code and the paper.
+        bidirectional: `no` is causal. `two_sided` learns a second filter for the tokens to the right. `ring` is
+            HyenaDNA's experimental option: the input is delayed by half its length on a ring of twice its length.
+    """
+
+    max_len: int = 1026
+    order: int = 2
+    filter_width: int = 64
+    emb_dim: int = 5
+    num_inner_mlps: int = 2
+    sin_freq: float = 10.0
+    train_freq: bool = True
+    short_filter: int = 3
+    shift: float = 0.05
+    modulate: bool = True
+    fast_decay_pct: float = 0.3
+    slow_decay_pct: float = 1.5
+    decay_target: float = 1e-2
+    bias: bool = True
+    dropout: float = 0.0
+    phase: Literal["complex", "split"] = "complex"
+    learn_positions: bool = False
+    positions_lr: float | None = None
+    filter_lr: float | None = None
+    filter_weight_decay: float = 0.0
+    interleaved: bool = False
+    bidirectional: Literal["no", "two_sided", "ring"] = "no"
+
+    def __post_init__(self) -> None:
+        if self.emb_dim < 3 or self.emb_dim % 2 == 0:
+            raise ValueError(f"emb_dim must be odd and at least 3, got {self.emb_dim}")
+        if self.order < 2:
+            raise ValueError(f"order must be at least 2, got {self.order}")
+        if self.max_len < 1 or self.short_filter < 1:
+            raise ValueError("max_len and short_filter must be at least 1")
+
+
+@lru_cache(maxsize=4)
+def position_grid(max_len: int, emb_dim: int, phase: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Position features z [max_len, emb_dim] = [t, Re e^(-i f w), Im e^(-i f w)] and times t [max_len], float32.
+
+    t runs from 0 to 1, w = 2 pi n / max_len, and f from 1e-4 to bands - 1 in equal steps (§3.3).
+    """
+    with torch.inference_mode(False), torch.no_grad():  # the grid is kept, and may later meet autograd
+        bands = (emb_dim - 1) // 2
+        t = torch.linspace(0, 1, max_len, device=device)
+        w = 2 * math.pi * torch.linspace(0, max_len - 1, max_len, device=device) / max_len
+        f = torch.linspace(1e-4, bands - 1, bands, device=device)
+        if phase == "split":
+            return torch.cat([t[:, None], torch.cos(-f * w[:, None]), torch.sin(-f * w[:, None])], dim=1), t
+        wave = torch.exp(-1j * f * w[:, None])
+        return torch.cat([t[:, None], wave.real, wave.imag], dim=1), t
+
+
+def decay_rates(channels: int, options: HyenaConfig, device: torch.device | str = "cpu") -> Tensor:
+    """Signed rates of the exponential windows [channels], equally spaced from the slowest to the fastest."""
+    target = math.log(options.decay_target)
+    return torch.linspace(target / options.slow_decay_pct, target / options.fast_decay_pct, channels, device=device)
+
+
+class HyenaFilter(nn.Module):
+    """The implicit filter: Linear - sin - [Linear - sin] * num_inner_mlps - Linear of the position, times its window.
+
+    All sines share one learned frequency. `skip` weighs the direct path of each convolution.
+    """
+
+    def __init__(self, channels: int, config: HyenaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.channels = channels
+        width = config.filter_width
+        self.layers = nn.ModuleList([nn.Linear(config.emb_dim, width)])
+        self.layers.extend(nn.Linear(width, width) for _ in range(config.num_inner_mlps))
+        self.out = nn.Linear(width, channels, bias=False)
+        self.freq = nn.Parameter(torch.full((width,), config.sin_freq)) if config.train_freq else None
+        self.skip = nn.Parameter(torch.randn(channels))
+        self.positions: nn.Parameter | None = None
+        if config.learn_positions:
+            self.positions = nn.Parameter(self._grid(torch.device("cpu"))[0].clone())
+
+    def forward(self, length: int, rows: slice = slice(None)) -> Tensor:
+        """Taps 0 .. length - 1 of the channels *rows*: [channels, length], at least float32.
+
+        Hidden layers are recomputed in the backward pass where they would outweigh the filter itself.
+        """
+        with torch.autocast(self.out.weight.device.type, enabled=False):
+            if length <= _CHUNK:
+                return self._taps(0, length, rows)
+            spans = [(start, min(start + _CHUNK, length)) for start in range(0, length, _CHUNK)]
+            if not torch.is_grad_enabled():
+                return self._filled(length, spans, rows)
+            return torch.cat(
+                [
+                    checkpoint(self._taps, start, stop, rows, use_reentrant=False, preserve_rng_state=False)
+                    for start, stop in spans
+                ],
+                dim=1,
+            )
+
+    def _filled(self, length: int, spans: list[tuple[int, int]], rows: slice) -> Tensor:
+        first = self._taps(*spans[0], rows)
+        taps = first.new_empty(first.shape[0], length)
+        taps[:, : first.shape[1]] = first
+        for start, stop in spans[1:]:
+            taps[:, start:stop] = self._taps(start, stop, rows)
+        return taps
+
+    def _taps(self, start: int, stop: int, rows: slice) -> Tensor:
+        weight = self.out.weight
+        work = torch.promote_types(weight.dtype, torch.float32)
+        z, t = self._grid(weight.device)
+        z = (z if self.positions is None else self.positions)[start:stop].to(work)
+        freq = self.config.sin_freq if self.freq is None else self.freq.to(work)[:, None]
+        h = z.T  # [E, n]: channels first, so that the taps need no transpose
+        for layer in self.layers:
+            h = torch.sin(freq * torch.addmm(layer.bias.to(work)[:, None], layer.weight.to(work), h))
+        h = weight[rows].to(work) @ h  # [channels, n]
+        if self.config.modulate:
+            rate = decay_rates(self.channels, self.config, weight.device)[rows].to(work).abs()
+            h = h * (torch.exp(-rate[:, None] * t[start:stop].to(work)) + self.config.shift)
+        return h
+
+    def _grid(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        return position_grid(self.config.max_len, self.config.emb_dim, self.config.phase, device)
+
+    def network(self) -> list[nn.Parameter]:
+        """Parameters of the filter network without the skip weights and position features."""
+        params = [p for layer in (*self.layers, self.out) for p in layer.parameters()]
+        return params if self.freq is None else [*params, self.freq]
+
+
+@dataclass
+class HyenaState(State):
+    """What a Hyena mixer remembers.
+
+    Attributes:
+        tail: [B, (order + 1) D, short_filter - 1] last inputs of the short convolution.
+        past: [B, D, t] inputs of each long convolution so far, in the order they are applied.
+        length: tokens consumed.
+    """
+
+    tail: Tensor
+    past: list[Tensor]
+    length: int
+
+
+class Hyena(Mixer):
+    """The Hyena operator of any order, causal or two-sided. x [B, L, D] -> y [B, L, D]."""
+
+    Config = HyenaConfig
+
+    def __init__(self, d_model: int, config: HyenaConfig, layer_index: int = 0) -> None:
+        super().__init__()
+        self.d_model = d_model
+        self.config = config
+        self.layer_index = layer_index
+        width = (config.order + 1) * d_model
+        self.in_proj = nn.Linear(d_model, width, bias=config.bias)
+        self.short_filter = nn.Conv1d(width, width, config.short_filter, groups=width)
+        sides = 2 if config.bidirectional == "two_sided" else 1
+        self.filter = HyenaFilter(sides * (config.order - 1) * d_model, config)
+        self.out_proj = nn.Linear(d_model, d_model)
+        self.dropout = nn.Dropout(config.dropout)
+        causal = config.bidirectional == "no"
+        self.info = MixerInfo(
+            layouts=frozenset({"causal"} if causal else {"full"}),
+            step="linear" if causal else "none",
+            needs_max_len=True,
+            split="channels",
+        )
+
+    def forward(self, x: Tensor, layout: Layout, state: State | None = None) -> tuple[Tensor, State | None]:
+        """Mix x [B, L, D].
+
+        Raises:
+            ZooError: more than max_len tokens, or packed documents (a convolution cannot stop at their borders).
+        """
+        self._check(x.shape[1] + (state.length if isinstance(state, HyenaState) else 0), layout)
+        valid = None if layout.valid is None else layout.valid[:, None]  # [B, 1, L]
+        u = self._mask(self.in_proj(x).transpose(1, 2), valid)  # [B, (order + 1) D, L]
+        if state is None:
+            history = F.pad(u, (self.config.short_filter - 1, 0))
+            kernels = self.kernels(x.shape[1])
+        else:
+            assert isinstance(state, HyenaState)
+            history = torch.cat([state.tail.to(u.dtype), u], dim=-1)
+            kernels = self.kernels(state.length + x.shape[1])
+        u = F.conv1d(history, self.short_filter.weight, self.short_filter.bias, groups=u.shape[1])
+        *gates, v = u.split(self.d_model, dim=1)
+        past: list[Tensor] = []
+        for i, gate in enumerate(reversed(gates[1:])):
+            v = self._mask(self.dropout(v * gate), valid)
+            kernel, skip = kernels[i]
+            if state is not None:
+                assert isinstance(state, HyenaState)
+                v = torch.cat([state.past[i].to(v.dtype), v], dim=-1)
+                past.append(v)
+            v = long_conv(v, kernel, skip, bidirectional=self.config.bidirectional != "no")[..., -x.shape[1] :]
+        y = self.out_proj((v * gates[0]).transpose(1, 2))  # [B, L, D]
+        if valid is not None:
+            y = y.masked_fill(~valid.transpose(1, 2), 0)
+        if state is None:
+            return y, None
+        assert isinstance(state, HyenaState)
+        tail = history[..., history.shape[-1] - self.config.short_filter + 1 :]
+        return y, HyenaState(tail, past, state.length + x.shape[1])
+
+    def kernels(self, length: int) -> list[tuple[Tensor, Tensor]]:
+        """(filter, skip) of each convolution in the order they are applied, for sequences of *length*."""
+        convolutions = self.config.order - 1
+        taps, skip = self.filter(length), self.filter.skip
+        if self.config.bidirectional == "two_sided":
+            half = convolutions * self.d_model
+            taps = torch.cat([taps[half:, :-1].flip(-1), taps[:half]], dim=-1)
+            skip = skip[:half]
+        elif self.config.bidirectional == "ring":
+            lags = torch.arange(1 - length, length, device=taps.device) - length // 2
+            taps = F.pad(taps, (0, length))[:, lags % (2 * length)]
+        if self.config.interleaved:
+            return [(taps[i::convolutions], skip[i::convolutions]) for i in range(convolutions)]
+        return list(zip(taps.split(self.d_model), skip.split(self.d_model), strict=True))
+
+    def init_state(
+        self, batch: int, max_len: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> HyenaState:
+        if self.config.bidirectional != "no":
+            super().init_state(batch, max_len, device, dtype)
+        width = (self.config.order + 1) * self.d_model
+        tail = torch.zeros(batch, width, self.config.short_filter - 1, device=device, dtype=dtype)
+        past = [torch.zeros(batch, self.d_model, 0, device=device, dtype=dtype) for _ in range(self.config.order - 1)]
+        return HyenaState(tail, past, 0)
+
+    def cost(self, length: int, batch: int = 1) -> Cost:
+        order, d, width = self.config.order, self.d_model, self.config.filter_width
+        projections = 2 * d * d * (order + 2) + 2 * self.config.short_filter * d * (order + 1)
+        transforms = 3 * (order - 1) * d * 2 * 2.5 * math.log2(2 * max(length, 2))
+        network = 2 * width * (self.config.emb_dim + self.config.num_inner_mlps * width + (order - 1) * d)
+        state = 4 * batch * d * ((order + 1) * (self.config.short_filter - 1) + (order - 1) * length)
+        return Cost(flops=length * (batch * (projections + transforms) + network), state_bytes=state)
+
+    def param_groups(self) -> list[ParamGroup]:
+        """The filter network without weight decay, the position features at their own rate; skip weights are usual."""
+        network: ParamGroup = {"params": self.filter.network(), "weight_decay": self.config.filter_weight_decay}
+        if self.config.filter_lr is not None:
+            network["lr"] = self.config.filter_lr
+        groups = [network]
+        if self.filter.positions is not None:
+            positions: ParamGroup = {"params": [self.filter.positions], "weight_decay": 0.0}
+            if self.config.positions_lr is not None:
+                positions["lr"] = self.config.positions_lr
+            groups.append(positions)
+        return groups
+
+    def _check(self, length: int, layout: Layout) -> None:
+        if length > self.config.max_len:
+            raise ZooError(
+                f"the sequence has {length} tokens but the Hyena filter is defined for at most {self.config.max_len} "
+                "(max_len): split the sequence or take a model with a larger max_len"
+            )
+        if layout.segment is not None:
+            raise ZooError("the Hyena mixer cannot keep packed documents apart: batch documents of like length instead")
+
+    def _mask(self, u: Tensor, valid: Tensor | None) -> Tensor:
+        return u if valid is None else u.masked_fill(~valid, 0)

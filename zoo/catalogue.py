@@ -45,6 +45,7 @@ CONVERTERS = {
     "flextok_vae": "zoo.convert.flextok_vae",
     "maskgit_vqgan": "zoo.convert.maskgit_vqgan",
     "hyenadna": "zoo.convert.hyenadna",
+    "s4": "zoo.convert.s4",
 }
 
 # parity cases: system -> function that runs a case
@@ -55,6 +56,7 @@ REPLAYS = {
     "maskgit-vqgan": "zoo.convert.maskgit_vqgan:replay",
     "vq": "zoo.convert.quantizers:replay_vq",
     "hyenadna": "zoo.convert.hyenadna_parity:replay",
+    "s4": "zoo.convert.s4:replay",
 }
 
 

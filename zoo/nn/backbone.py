@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo import catalogue
 from zoo.config import config, from_dict, resolve
+from zoo.errors import ZooError
 from zoo.nn.layout import CAUSAL, Layout
 from zoo.nn.mixer import Mixer
 from zoo.nn.mlp import MLPConfig, make_mlp
@@ -77,6 +78,11 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, layout: Layout, state: Any = None) -> tuple[Tensor, Any]:
+        if layout.segment is not None and not self.mixer.info.packing:
+            raise ZooError(
+                f"mixer {type(self.mixer).__name__} cannot keep packed documents apart: "
+                "batch documents of like length instead"
+            )
         if self.prenorm:
             y, state = self.mixer(self._norm(self.norm1, x), layout, state)
             x = x + self.dropout(y)

@@ -230,9 +230,9 @@ class Hyena(Mixer):
         """Mix x [B, L, D].
 
         Raises:
-            ZooError: more than max_len tokens, or packed documents (a convolution cannot stop at their borders).
+            ZooError: more than max_len tokens.
         """
-        self._check(x.shape[1] + (state.length if isinstance(state, HyenaState) else 0), layout)
+        self._check(x.shape[1] + (state.length if isinstance(state, HyenaState) else 0))
         valid = None if layout.valid is None else layout.valid[:, None]  # [B, 1, L]
         u = self._mask(self.in_proj(x).transpose(1, 2), valid)  # [B, (order + 1) D, L]
         if state is None:
@@ -292,7 +292,11 @@ class Hyena(Mixer):
         projections = 2 * d * d * (order + 2) + 2 * self.config.short_filter * d * (order + 1)
         transforms = 3 * (order - 1) * d * 2 * 2.5 * math.log2(2 * max(length, 2))
         network = 2 * width * (self.config.emb_dim + self.config.num_inner_mlps * width + (order - 1) * d)
-        state = 4 * batch * d * ((order + 1) * (self.config.short_filter - 1) + (order - 1) * length)
+        state = (
+            0
+            if self.info.step == "none"
+            else 4 * batch * d * ((order + 1) * (self.config.short_filter - 1) + (order - 1) * length)
+        )
         return Cost(flops=length * (batch * (projections + transforms) + network), state_bytes=state)
 
     def param_groups(self) -> list[ParamGroup]:
@@ -308,14 +312,12 @@ class Hyena(Mixer):
             groups.append(positions)
         return groups
 
-    def _check(self, length: int, layout: Layout) -> None:
+    def _check(self, length: int) -> None:
         if length > self.config.max_len:
             raise ZooError(
                 f"the sequence has {length} tokens but the Hyena filter is defined for at most {self.config.max_len} "
                 "(max_len): split the sequence or take a model with a larger max_len"
             )
-        if layout.segment is not None:
-            raise ZooError("the Hyena mixer cannot keep packed documents apart: batch documents of like length instead")
 
     def _mask(self, u: Tensor, valid: Tensor | None) -> Tensor:
         return u if valid is None else u.masked_fill(~valid, 0)

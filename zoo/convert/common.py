@@ -1,0 +1,78 @@
+"""What the replays of the sequence mixers share: a checked load, gradients under official names, tiny helpers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.convert import Row, load_strict, rows_to_official, rows_to_ours
+from zoo.errors import ZooError
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def squeeze(axis: int) -> tuple:
+    """(to_ours, to_official) of an official axis of length 1 that ours has not."""
+    return (lambda t: t.squeeze(axis)), (lambda t: t.unsqueeze(axis))
+
+
+def unsqueeze(axis: int) -> tuple:
+    """(to_ours, to_official) of an axis of length 1 that only ours has."""
+    return (lambda t: t.unsqueeze(axis)), (lambda t: t.squeeze(axis))
+
+
+def negate(t: Tensor) -> Tensor:
+    """Its own inverse."""
+    return -t
+
+
+def same(prefix: str, *names: str, ours: str | None = None) -> list[Row]:
+    """Rows of entries that are called the same on both sides but for a prefix."""
+    return [Row(prefix + name, (prefix if ours is None else ours) + name) for name in names]
+
+
+def linear(official: str, ours: str, bias: bool = True) -> list[Row]:
+    """Weight and bias of one linear layer or norm."""
+    return [Row(f"{official}.{part}", f"{ours}.{part}") for part in (("weight", "bias") if bias else ("weight",))]
+
+
+def load(module: M, rows: Iterable[Row], state: Mapping[str, Tensor], what: str) -> M:
+    """Put official weights into *module*, in evaluation mode, and check that the way back gives them unchanged.
+
+    Raises:
+        ZooError: a missing, unknown or misshapen weight, or a round trip that changes one.
+    """
+    rows = list(rows)
+    ours = rows_to_ours(rows, state, what)
+    load_strict(module, ours, what)
+    check_round_trip(rows_to_official(rows, module.state_dict(), what), state, what)
+    return module.eval()
+
+
+def check_round_trip(back: Mapping[str, Tensor], state: Mapping[str, Tensor], what: str) -> None:
+    """Raise ZooError unless *back* is *state*, name for name and bit for bit."""
+    if set(back) != set(state):
+        raise ZooError(f"{what}: the round trip changed the names {sorted(set(back) ^ set(state))[:4]}")
+    for key, tensor in state.items():
+        if not torch.equal(back[key].to(tensor.dtype), tensor):
+            raise ZooError(f"{what}: the round trip changed '{key}'")
+
+
+def gradients(module: nn.Module, rows: Iterable[Row], what: str) -> dict[str, Tensor]:
+    """Gradients of all parameters as `grad.<official name>`; the linear changes of the table apply to them too."""
+    grads = {
+        name: torch.zeros_like(value) if getattr(value, "grad", None) is None else value.grad
+        for name, value in [*module.named_parameters(), *module.named_buffers()]
+    }
+    wanted = module.state_dict()
+    grads = {name: grads[name] for name in wanted}
+    return {f"grad.{name}": value for name, value in rows_to_official(rows, grads, what).items()}
+
+
+def next_token_loss(logits: Tensor, ids: Tensor) -> Tensor:
+    """Mean next-token cross-entropy of logits [B, L, V] (padded rows of the vocabulary included)."""
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())

@@ -1,0 +1,181 @@
+"""Dense state spaces of a layer: S4's diagonal plus low-rank matrix, and the Linear State-Space Layer's HiPPO matrix."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from zoo.nn.ssm import SSMState, dense_kernel, dense_scan, exact_dtype, remembered
+
+
+def hippo_legs(size: int) -> tuple[Tensor, Tensor]:
+    """HiPPO-LegS: A [N, N] with -sqrt((2n+1)(2k+1)) below the diagonal and -(n+1) on it, B [N] = sqrt(2n+1)."""
+    n = torch.arange(size, dtype=torch.float64)
+    root = (2 * n + 1).sqrt()
+    return -torch.tril(root[:, None] * root, -1) - torch.diag(n + 1), root
+
+
+class DenseSSM(nn.Module):
+    """A state space whose step is a real dense matrix; subclasses give the matrices."""
+
+    def matrices(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(A [H, N, N], B [H, N], C [K, H, N]) of one step, in the precision powers are taken in."""
+        raise NotImplementedError
+
+    def own_parameters(self) -> list[nn.Parameter]:
+        """What must not decay: step sizes and transition."""
+        raise NotImplementedError
+
+    def state_shape(self) -> tuple[int, int]:
+        """(channels, real numbers a channel) of the state."""
+        raise NotImplementedError
+
+    def kernel(self, length: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Convolution kernels [K, H, length]."""
+        return dense_kernel(*self.matrices(), length).to(dtype)
+
+    def init_state(self, batch: int, device: torch.device | str, dtype: torch.dtype) -> SSMState:
+        """The empty state [B, H, N]."""
+        dtype = dtype if dtype == torch.float64 else torch.float32
+        return SSMState(torch.zeros(batch, *self.state_shape(), device=device, dtype=dtype))
+
+    def advance(self, u: Tensor, state: SSMState, count: Tensor | None) -> tuple[Tensor, SSMState]:
+        """Continue over u [B, H, L]: ([B, K, H, L], the state after the first `count` places)."""
+        a, b, c = remembered(self, u.dtype, lambda: tuple(part.to(u.dtype) for part in self.matrices()))
+        if u.shape[-1] == 1 and count is None:
+            h = torch.einsum("hmn,bhn->bhm", a, state.h) + b * u
+            return torch.einsum("khn,bhn->bkh", c, h)[..., None], SSMState(h)
+        y, h = dense_scan(a, b, c, u, state.h, count)
+        return y, SSMState(h)
+
+
+class DPLRSSM(DenseSSM):
+    """A = Λ - P P*, complex in conjugate pairs, bilinear steps (S4, arXiv:2111.00396, §3).
+
+    The paper evaluates the kernel by its generating function, a Cauchy sum over the roots of unity. Here the step
+    matrix of each channel is formed and its powers laid on a sqrt(L) grid: the same numbers from matrix products of
+    (2N)² L^0 + N L work, with nothing of size N x L held. The state keeps real and imaginary parts, [B, H, 2N] real.
+
+    Args:
+        kernel_len: official S4 replaces C by C~ = C (I - A^L) for the length L of its first forward pass and stores
+            that; its weights are read with L given here. 0: C is the output vector itself.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        modes: int,
+        *,
+        rank: int = 1,
+        kernels: int = 1,
+        dt_min: float = 1e-3,
+        dt_max: float = 1e-1,
+        kernel_len: int = 0,
+    ) -> None:
+        super().__init__()
+        self.kernel_len = kernel_len
+        a, b = hippo_legs(2 * modes)
+        p = (torch.arange(2 * modes, dtype=torch.float64) + 0.5).sqrt()
+        # A + p p^T is normal: -1/2 + a skew matrix, whose eigenvectors diagonalise it
+        values, vectors = torch.linalg.eigh(-1j * (a + torch.outer(p, p) + 0.5 * torch.eye(2 * modes)))
+        vectors, values = vectors[:, :modes], values[:modes]  # eigh sorts: the negative half first
+
+        def project(v: Tensor) -> Tensor:
+            return torch.view_as_real(vectors.conj().T @ v.to(vectors.dtype)).expand(channels, modes, 2)
+
+        default = torch.get_default_dtype()
+        self.log_dt = nn.Parameter(torch.rand(channels) * math.log(dt_max / dt_min) + math.log(dt_min))
+        self.a_real = nn.Parameter(torch.full((channels, modes), math.log(0.5)))
+        self.a_imag = nn.Parameter(values.to(default).expand(channels, modes).clone())
+        self.b = nn.Parameter(project(b).to(default).clone())
+        low_rank = torch.zeros(rank, channels, modes, 2)
+        low_rank[0] = project(p)
+        low_rank[1:].normal_(std=0.01)
+        self.p = nn.Parameter(low_rank)
+        self.c = nn.Parameter(torch.randn(kernels, channels, modes, 2) * math.sqrt(0.5))
+
+    def state_shape(self) -> tuple[int, int]:
+        return self.a_imag.shape[0], 2 * self.a_imag.shape[1]
+
+    def own_parameters(self) -> list[nn.Parameter]:
+        return [self.log_dt, self.a_real, self.a_imag, self.b, self.p]
+
+    def matrices(self) -> tuple[Tensor, Tensor, Tensor]:
+        exact = exact_dtype(self.log_dt.device)
+        dt = self.log_dt.to(exact).exp()[:, None]
+        a = torch.complex(-self.a_real.to(exact).exp(), self.a_imag.to(exact))
+        b, p, c = (torch.view_as_complex(v.to(exact).contiguous()) for v in (self.b, self.p, self.c))
+        modes = a.shape[1]
+        diagonal = torch.cat([a, a.conj()], dim=-1)  # [H, 2N]
+        low = torch.cat([p, p.conj()], dim=-1)  # [R, H, 2N]
+        generator = torch.diag_embed(diagonal) - torch.einsum("rhm,rhn->hmn", low, low.conj())
+        half = generator * (dt / 2)[..., None]
+        unit = torch.eye(2 * modes, dtype=half.dtype, device=half.device)
+        right = torch.cat([unit + half, (dt * torch.cat([b, b.conj()], dim=-1))[..., None]], dim=-1)
+        solved = torch.linalg.solve(unit - half, right)
+        # conjugate pairs make the step a real map of (Re h, Im h)
+        same, other = solved[:, :modes, :modes], solved[:, :modes, modes : 2 * modes]
+        plus, minus = same + other, same - other
+        step = torch.cat([torch.cat([plus.real, -minus.imag], -1), torch.cat([plus.imag, minus.real], -1)], 1)
+        taken = solved[:, :modes, -1]
+        out = torch.cat([2 * c.real, -2 * c.imag], dim=-1)
+        if self.kernel_len:
+            out = self._untwist(step, out)
+        return step, torch.cat([taken.real, taken.imag], dim=-1), out
+
+    def _untwist(self, step: Tensor, out: Tensor) -> Tensor:
+        """C from C~ = C (I - A^L), L = kernel_len."""
+        power, square, length = torch.eye(step.shape[-1], dtype=step.dtype, device=step.device), step, self.kernel_len
+        while length:
+            if length & 1:
+                power = power @ square
+            square, length = square @ square, length >> 1
+        unit = torch.eye(step.shape[-1], dtype=step.dtype, device=step.device)
+        return torch.linalg.solve((unit - power).transpose(1, 2), out[..., None])[..., 0]
+
+
+class HippoSSM(DenseSSM):
+    """Full A, discretised by the generalised bilinear transform (LSSL, arXiv:2110.13985, eq. 3).
+
+        A_d = (I - α dt A)^-1 (I + (1 - α) dt A),  B_d = dt (I - α dt A)^-1 B
+
+    A [1 or H, N, N] starts as HiPPO-LegS; every channel has its own dt.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        size: int,
+        *,
+        kernels: int = 1,
+        alpha: float = 0.5,
+        shared: bool = True,
+        dt_min: float = 1e-3,
+        dt_max: float = 1e-1,
+    ) -> None:
+        super().__init__()
+        self.alpha = alpha
+        a, b = hippo_legs(size)
+        copies, default = 1 if shared else channels, torch.get_default_dtype()
+        self.log_dt = nn.Parameter(torch.rand(channels) * math.log(dt_max / dt_min) + math.log(dt_min))
+        self.a = nn.Parameter(a.to(default).repeat(copies, 1, 1))
+        self.b = nn.Parameter(b.to(default).repeat(copies, 1))
+        self.c = nn.Parameter(torch.randn(kernels, channels, size) / math.sqrt(size))
+
+    def state_shape(self) -> tuple[int, int]:
+        return self.c.shape[1], self.c.shape[2]
+
+    def own_parameters(self) -> list[nn.Parameter]:
+        return [self.log_dt, self.a, self.b]
+
+    def matrices(self) -> tuple[Tensor, Tensor, Tensor]:
+        exact = exact_dtype(self.log_dt.device)
+        dt = self.log_dt.to(exact).exp()[:, None, None]
+        a, b = self.a.to(exact), self.b.to(exact)
+        unit = torch.eye(a.shape[-1], dtype=exact, device=a.device)
+        scaled = a * dt  # [H, N, N]
+        right = torch.cat([unit + (1 - self.alpha) * scaled, dt * b[..., None].expand(*scaled.shape[:2], 1)], dim=-1)
+        solved = torch.linalg.solve(unit - self.alpha * scaled, right)
+        return solved[..., :-1], solved[..., -1], self.c.to(exact)

@@ -14,7 +14,7 @@ from zoo.nn.backbone import make_mixer
 from zoo.nn.dplr import DPLRSSM, HippoSSM, hippo_legs
 from zoo.nn.layout import CAUSAL, Layout
 from zoo.nn.mixer import split_param_groups
-from zoo.nn.s4 import S4, S4Config, S4D, S4DConfig
+from zoo.nn.s4 import S4, S4D, S4Config, S4DConfig
 from zoo.nn.ssm import DiagonalSSM, dense_scan, diag_final, diag_sequence
 
 

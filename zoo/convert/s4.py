@@ -14,7 +14,7 @@ from zoo.convert.common import gradients, load, negate, squeeze, unsqueeze
 from zoo.convert.parity import Case
 from zoo.errors import ConfigError
 from zoo.nn.layout import CAUSAL, FULL
-from zoo.nn.s4 import S4, S4Config, S4D, S4DConfig
+from zoo.nn.s4 import S4, S4D, S4Config, S4DConfig
 from zoo.nn.ssm import DiagonalSSM
 
 WHAT = "S4 weights"

@@ -1,4 +1,4 @@
-"""Dense state spaces of a layer: S4's diagonal plus low-rank matrix, and the Linear State-Space Layer's HiPPO matrix."""
+"""Dense state spaces of a layer: S4's diagonal plus low-rank matrix and the LSSL's HiPPO matrix."""
 
 from __future__ import annotations
 

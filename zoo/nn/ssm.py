@@ -193,7 +193,7 @@ class DiagonalSSM(nn.Module):
 
 
 def dense_powers(a: Tensor, v: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """[v, A v, A² v, ...] and the first power of A beyond them: a [H, N, N], v [..., H, N] -> [..., H, N, count'], A^count'.
+    """[v, A v, A² v, ...] [..., H, N, count'] and A^count' for a [H, N, N], v [..., H, N].
 
     count' is the power of two at or above *count*.
     """

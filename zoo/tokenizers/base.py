@@ -223,8 +223,5 @@ def _cut(flat: Ids, counts: Ids, most: int, side: str) -> tuple[Ids, Ids]:
     """Keep at most *most* ids of each row, dropping from *side*."""
     ends = np.cumsum(counts)
     within = np.arange(len(flat)) - np.repeat(ends - counts, counts)  # place of each id in its row
-    if side == "left":
-        keep = within >= np.repeat(counts - most, counts)
-    else:
-        keep = within < most
+    keep = within >= np.repeat(counts - most, counts) if side == "left" else within < most
     return flat[keep], np.minimum(counts, most)

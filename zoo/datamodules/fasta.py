@@ -1,0 +1,180 @@
+"""FASTA: reading whole files, and random access into large ones through a pyfaidx index kept in a cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zoo.datamodules.manifest import digest, opened
+from zoo.errors import ZooError, nearest
+
+
+def read_fasta(path: str | Path) -> Iterator[tuple[str, bytes]]:
+    """(header without '>', sequence) of each record of a plain or gzip-compressed file, case kept.
+
+    Raises:
+        ZooError: missing, empty, not FASTA, or a broken gzip file.
+    """
+    place = Path(path)
+    if not place.is_file():
+        raise ZooError(f"FASTA file '{place}' does not exist")
+    header: str | None = None
+    parts: list[bytes] = []
+    with opened(place) as stream:
+        for raw in stream:
+            line = raw.strip()
+            if line.startswith(b">"):
+                if header is not None:
+                    yield header, b"".join(parts)
+                header, parts = line[1:].decode("latin-1").strip(), []
+            elif header is not None:
+                parts.append(line)
+            elif line:
+                raise ZooError(f"'{place}' is not FASTA: it begins with {line[:20]!r}, not with '>'")
+    if header is None:
+        raise ZooError(f"FASTA file '{place}' is empty")
+    yield header, b"".join(parts)
+
+
+def cache_folder() -> Path:
+    """Where indexes and decompressed genomes are kept: $ZOO_CACHE, else ~/.cache/seqzoo, else a temporary folder."""
+    wanted = os.environ.get("ZOO_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "seqzoo"
+    )
+    folder = Path(wanted) / "fasta"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass  # a read-only home: the temporary folder serves as well
+    folder = Path(tempfile.gettempdir()) / f"seqzoo-{os.getuid() if hasattr(os, 'getuid') else 0}" / "fasta"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@dataclass(frozen=True)
+class Record:
+    """A sequence of a FASTA file: where its bases lie (offset, bases and bytes a line) and how many they are."""
+
+    name: str
+    file: int
+    length: int
+    offset: int
+    line_bases: int
+    line_bytes: int
+
+
+class Genome:
+    """Random access to the sequences of one or more FASTA files, as bytes; nothing is read before it is asked for.
+
+    Compressed files are decompressed once into the cache folder; indexes are kept there too, so that nothing is ever
+    written beside the data. Files are memory-mapped: worker processes share them.
+
+    Attributes:
+        records: name -> Record, in file order.
+
+    Raises:
+        ZooError: missing, empty, not FASTA, broken gzip, lines of uneven length, or a name that occurs twice.
+    """
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = [_plain(path) for path in paths]
+        self.records: dict[str, Record] = {}
+        for number, (given, path) in enumerate(zip(paths, self.paths, strict=True)):
+            for record in _index(given, path, number):
+                if record.name in self.records:
+                    raise ZooError(f"the sequence name '{record.name}' occurs twice ('{given}')")
+                self.records[record.name] = record
+        self._maps: dict[int, NDArray[np.uint8]] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_maps": {}}  # a memory map is opened anew in each process
+
+    def record(self, name: str) -> Record:
+        """The record *name*.
+
+        Raises:
+            ZooError: no such sequence, with the nearest one.
+        """
+        if name not in self.records:
+            raise ZooError(f"the FASTA files have no sequence '{name}'" + nearest(name, self.records))
+        return self.records[name]
+
+    def read(self, name: str, start: int = 0, end: int | None = None) -> NDArray[np.uint8]:
+        """Bases [start, end) of a sequence as uint8, 0-based, clipped to the sequence."""
+        record = self.record(name)
+        start, end = max(start, 0), min(record.length if end is None else end, record.length)
+        if end <= start:
+            return np.empty(0, np.uint8)
+        return self.slice(record, start, end)
+
+    def slice(self, record: Record, start: int, end: int) -> NDArray[np.uint8]:
+        """As `read`, for 0 <= start < end <= record.length."""
+        data = self._maps.get(record.file)
+        if data is None:
+            data = self._maps[record.file] = np.memmap(self.paths[record.file], np.uint8, "r")
+        bases, width = record.line_bases, record.line_bytes
+        first = record.offset + start // bases * width + start % bases
+        last = record.offset + (end - 1) // bases * width + (end - 1) % bases + 1
+        raw = np.asarray(data[first:last])
+        if width == bases or last - first == end - start:
+            return raw
+        return raw[raw > 32]  # drop the line ends
+
+
+def _plain(path: Path) -> Path:
+    """The file itself, or its decompressed copy in the cache."""
+    if not path.is_file():
+        raise ZooError(f"FASTA file '{path}' does not exist")
+    with path.open("rb") as stream:
+        if stream.read(2) != b"\x1f\x8b":
+            return path
+    target = cache_folder() / f"{digest(path)[:32]}.fa"
+    if target.is_file():
+        return target
+    descriptor, name = tempfile.mkstemp(dir=target.parent)
+    try:
+        with opened(path) as packed, os.fdopen(descriptor, "wb") as out:
+            shutil.copyfileobj(packed, out, 1 << 20)
+        os.replace(name, target)  # another process may have been faster; the content is the same
+    except BaseException:
+        os.unlink(name)
+        raise
+    return target
+
+
+def _index(given: Path, path: Path, number: int) -> list[Record]:
+    from pyfaidx import Faidx, FastaIndexingError, FastaNotFoundError, FetchError, IndexNotFoundError
+
+    with path.open("rb") as stream:
+        head = stream.read(4096).lstrip()
+    if not head:
+        raise ZooError(f"FASTA file '{given}' is empty")
+    if not head.startswith(b">"):
+        raise ZooError(f"'{given}' is not FASTA: it begins with {head[:20]!r}, not with '>'")
+    status = path.stat()
+    key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
+    index = cache_folder() / (hashlib.sha256(key.encode()).hexdigest()[:32] + ".fai")
+    try:
+        with Faidx(str(path), indexname=str(index), as_raw=True, rebuild=False) as faidx:
+            found = [
+                Record(name, number, entry.rlen, entry.offset, entry.lenc, entry.lenb)
+                for name, entry in faidx.index.items()
+            ]
+    except (FastaIndexingError, FastaNotFoundError, FetchError, IndexNotFoundError, ValueError) as error:
+        index.unlink(missing_ok=True)
+        text = str(error).strip().splitlines() or ["no reason given"]
+        raise ZooError(f"'{given}' cannot be indexed as FASTA: {text[0]}") from None
+    kept = [record for record in found if record.length > 0]
+    if not kept:
+        raise ZooError(f"FASTA file '{given}' holds no bases")
+    return kept

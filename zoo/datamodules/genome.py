@@ -1,0 +1,408 @@
+"""Genomes for language models: windows of FASTA files, tiled or from a BED file, split by position, name or interval."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zoo.config import config
+from zoo.datamodules.augment import coins, integers, reverse_complement_rows, uniform
+from zoo.datamodules.base import Data
+from zoo.datamodules.fasta import Genome
+from zoo.datamodules.intervals import Interval, read_bed, stretch
+from zoo.datamodules.manifest import FileConfig, check
+from zoo.errors import ZooError
+from zoo.tokenizers.base import Tokenizer
+
+SPLITS = ("train", "val", "test")
+PAD = ord(".")  # what the official code writes where an interval leaves its chromosome; no tokenizer's letter
+
+
+@config
+class SplitConfig:
+    """Which part of the genome is for what.
+
+    Attributes:
+        by: `position` cuts every sequence at the places below, `sequence` goes by sequence names, `interval` draws
+            each window or BED interval by a seeded coin, `bed` reads the fourth column of the BED file.
+        train, val, test: (start, end) in each sequence, for position; numbers up to 1 are fractions of the sequence,
+            above 1 bases. An empty range (end <= start) leaves the split out.
+        val_names, test_names: sequences of those splits, for sequence; all others are train.
+        val_fraction, test_fraction: for interval.
+        seed: of the drawing, for interval; apart from the run's seed, so that runs share the split.
+    """
+
+    by: Literal["position", "sequence", "interval", "bed"] = "position"
+    train: tuple[float, float] = (0.0, 0.9)
+    val: tuple[float, float] = (0.9, 0.95)
+    test: tuple[float, float] = (0.95, 1.0)
+    val_names: tuple[str, ...] = ()
+    test_names: tuple[str, ...] = ()
+    val_fraction: float = 0.05
+    test_fraction: float = 0.05
+    seed: int = 0
+
+
+@config
+class StageConfig:
+    """One stage of a length warm-up.
+
+    Attributes:
+        length: bases a sequence; the full windows are cut into pieces of this length, so that a batch keeps its number
+            of bases.
+        batches: batches the stage lasts.
+    """
+
+    length: int
+    batches: int
+
+
+@config
+class GenomeDataConfig:
+    """A genome.
+
+    Attributes:
+        id, title, source, licence: what the data set is, for cards and listings.
+        root: folder that the files' paths are relative to; None: the catalogue's, then the working directory.
+        files: FASTA files, plain or gzip-compressed.
+        intervals: BED file (sequence, start, end[, split]) of the windows; None tiles the sequences.
+        length: bases a window.
+        stride: bases between the starts of tiled windows; None: length.
+        pad_interval: BED windows that leave their sequence are filled with '.', which the character tokenizer reads
+            as unknown (official option); otherwise they are shorter and padded as the tokenizer pads.
+        split: what is train, val and test.
+        rc_augment: in training, each window is reverse-complemented with probability 1/2.
+        shift: in training, each window is moved by up to this many bases either way, within its part.
+        n_policy: `keep` N as it is, `drop` windows with more than `max_n` of them, or read N as `pad` (masked out).
+        max_n: largest fraction of N with drop.
+        upper: read soft-masked lower case as upper case.
+        add_eos: put the end-of-sequence token behind each window.
+        warmup: stages of growing length before the full one, in training.
+        batch_size, eval_batch_size: windows a batch, in training and otherwise (None: the same).
+        samples: training windows an epoch, each at a random place of the training part; 0 takes the tiled ones.
+        bucket: unused here (windows are equally long); kept so that every datamodule has it.
+        num_workers: processes that build batches.
+    """
+
+    id: str = ""
+    title: str = ""
+    source: str = ""
+    licence: str = ""
+    root: str | None = None
+    files: tuple[FileConfig, ...]
+    intervals: FileConfig | None = None
+    length: int = 1024
+    stride: int | None = None
+    pad_interval: bool = False
+    split: SplitConfig = SplitConfig()
+    rc_augment: bool = False
+    shift: int = 0
+    n_policy: Literal["keep", "drop", "pad"] = "keep"
+    max_n: float = 0.05
+    upper: bool = False
+    add_eos: bool = False
+    warmup: tuple[StageConfig, ...] = ()
+    batch_size: int = 16
+    eval_batch_size: int | None = None
+    samples: int = 0
+    bucket: int = 0
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise ValueError("files must name at least one FASTA file")
+        if self.length < 1 or (self.stride is not None and self.stride < 1):
+            raise ValueError(f"length and stride must be at least 1, got {self.length} and {self.stride}")
+        if self.batch_size < 1 or (self.eval_batch_size is not None and self.eval_batch_size < 1):
+            raise ValueError("batch_size and eval_batch_size must be at least 1")
+        if self.shift < 0 or self.samples < 0:
+            raise ValueError("shift and samples must not be negative")
+        if self.split.by == "bed" and self.intervals is None:
+            raise ValueError("split.by=bed needs intervals")
+        if self.samples and self.intervals is not None:
+            raise ValueError("samples draws windows at random places and cannot go with intervals")
+        for stage in self.warmup:
+            if not 1 <= stage.length <= self.length or self.length % stage.length or stage.batches < 1:
+                raise ValueError(f"warmup length {stage.length} must divide length {self.length}, for 1 batch or more")
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows as arrays: sequence number, start, end, and the part [low, high) that a shifted one may not leave."""
+
+    sequence: NDArray[np.int64]
+    start: NDArray[np.int64]
+    end: NDArray[np.int64]
+    low: NDArray[np.int64]
+    high: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def take(self, keep: NDArray[Any]) -> Windows:
+        """The marked or numbered ones."""
+        return Windows(self.sequence[keep], self.start[keep], self.end[keep], self.low[keep], self.high[keep])
+
+
+class GenomeSource:
+    """Windows of one split, read and tokenized a batch at a time.
+
+    Attributes:
+        windows: where they are.
+        augment: shift, reverse-complement and warm up.
+    """
+
+    def __init__(
+        self,
+        genome: Genome,
+        windows: Windows,
+        tokenizer: Tokenizer,
+        settings: GenomeDataConfig,
+        seed: int,
+        augment: bool,
+        size: int = 0,
+    ) -> None:
+        self.genome, self.windows, self.tokenizer = genome, windows, tokenizer
+        self.settings, self.seed, self.augment, self.size = settings, seed, augment, size
+        self.names = list(genome.records)
+        self.eos = tokenizer.special.get("eos", tokenizer.special.get("sep"))
+        if settings.add_eos and self.eos is None:
+            raise ZooError(f"data.add_eos needs a tokenizer with an end token; '{tokenizer.name}' has none")
+
+    def __len__(self) -> int:
+        return self.size if self.augment and self.size else len(self.windows)
+
+    def bases(self, index: NDArray[np.int64], epoch: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Letters of the samples *index*, uint8 [B, length] filled with '.', and how many of each row are real."""
+        cfg, w = self.settings, self.windows
+        if self.augment and self.size:
+            row = self._anywhere(index, epoch)
+            sequence, start, end = row.sequence, row.start, row.end
+        else:
+            sequence, start, end = w.sequence[index], w.start[index], w.end[index]
+            if self.augment and cfg.shift:
+                by = integers(self.seed, epoch, index, -cfg.shift, cfg.shift, stream=1)
+                by = np.maximum(np.minimum(by, w.high[index] - end), w.low[index] - start)
+                start, end = start + by, end + by
+        out = np.full((len(index), cfg.length), PAD, np.uint8)
+        real = np.empty(len(index), np.int64)
+        for i in range(len(index)):
+            record = self.genome.records[self.names[sequence[i]]]
+            low, high = max(int(start[i]), 0), min(int(end[i]), record.length)
+            place = low - int(start[i]) if cfg.pad_interval else 0
+            out[i, place : place + high - low] = self.genome.slice(record, low, high)
+            real[i] = cfg.length if cfg.pad_interval else high - low
+        if cfg.upper:
+            lower = (out >= 97) & (out <= 122)
+            out = np.where(lower, out - 32, out).astype(np.uint8)
+        return out, real
+
+    def _anywhere(self, index: NDArray[np.int64], epoch: int) -> Windows:
+        """Windows at random places, each stretch of the training part as likely as it is long."""
+        cfg, w = self.settings, self.windows
+        stretches, first = np.unique(np.stack([w.sequence, w.low, w.high]), axis=1, return_index=True)
+        room = stretches[2] - stretches[1] - cfg.length + 1
+        edges = np.cumsum(room)
+        place = (uniform(self.seed, epoch, index, stream=3) * edges[-1]).astype(np.int64)
+        which = np.searchsorted(edges, place, "right")
+        start = stretches[1][which] + place - (edges - room)[which]
+        row = w.take(first[which])
+        return Windows(row.sequence, start, start + cfg.length, row.low, row.high)
+
+    def batch(self, index: NDArray[np.int64], epoch: int, step: int) -> dict[str, Any]:
+        """ids, valid [B, L] and index; with a warm-up [B * pieces, shorter L]."""
+        cfg = self.settings
+        windows, real = self.bases(index, epoch)
+        whole = bool((real == cfg.length).all())
+        if self.augment and cfg.rc_augment:
+            turned = coins(self.seed, epoch, index, stream=2)
+            if whole:
+                windows = reverse_complement_rows(windows, turned)
+            else:
+                for i in np.flatnonzero(turned):
+                    part = windows[i : i + 1, : real[i]]
+                    windows[i, : real[i]] = reverse_complement_rows(part, np.ones(1, np.bool_))[0]
+        piece = self.piece(step)
+        if piece < cfg.length:
+            windows, real = _cut(windows, real, piece)
+            index = np.repeat(index, cfg.length // piece)
+        if whole:
+            ids, valid = self.tokenizer.encode_windows(windows)
+        else:
+            texts = [row[:n].tobytes() for row, n in zip(windows, real, strict=True)]
+            ids, valid = self.tokenizer.encode_batch(texts, add_special=False)
+        if cfg.n_policy == "pad":
+            ids, valid = self._mask_n(windows, ids, valid, whole)
+        if cfg.add_eos:
+            ids, valid = self._with_eos(ids, valid)
+        return {"ids": ids, "valid": valid, "index": index}
+
+    def piece(self, step: int) -> int:
+        """Bases a sequence at batch *step* of training."""
+        if self.augment:
+            for stage in self.settings.warmup:
+                if step < stage.batches:
+                    return stage.length
+                step -= stage.batches
+        return self.settings.length
+
+    def _mask_n(
+        self, windows: NDArray[np.uint8], ids: NDArray[np.int64], valid: NDArray[np.bool_], whole: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        if not self.tokenizer.exact or not whole or ids.shape != windows.shape:
+            raise ZooError("data.n_policy=pad needs a character tokenizer and windows inside their sequences")
+        unknown = (windows == ord("N")) | (windows == ord("n"))
+        return np.where(unknown, self.tokenizer.special["pad"], ids), valid & ~unknown
+
+    def _with_eos(
+        self, ids: NDArray[np.int64], valid: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """The end token right behind each row's last token (behind the padding's place when padded on the right)."""
+        rows, width = ids.shape
+        out = np.full((rows, width + 1), self.tokenizer.special.get("pad", 0), np.int64)
+        mask = np.zeros((rows, width + 1), np.bool_)
+        out[:, :width], mask[:, :width] = ids, valid
+        last = width - valid[:, ::-1].argmax(1)  # one past the last real token
+        out[np.arange(rows), last] = self.eos
+        mask[np.arange(rows), last] = True
+        return out, mask
+
+
+class GenomeData(Data):
+    """Datamodule of a genome; see `GenomeDataConfig`. Batches hold ids, valid and index; the task shifts.
+
+    Raises (in setup):
+        ZooError: a file that is missing, empty, changed or not FASTA; sequences shorter than a window (both numbers
+            are named); an interval outside its sequence; a split without windows.
+    """
+
+    Config: ClassVar[type] = GenomeDataConfig
+    config: GenomeDataConfig
+
+    def _files(self) -> list[FileConfig]:
+        return [*self.config.files, *([self.config.intervals] if self.config.intervals else [])]
+
+    def _load(self) -> dict[str, Any]:
+        cfg = self.config
+        genome = Genome([check(file, cfg.root) for file in cfg.files])
+        parts = self._from_bed(genome) if cfg.intervals else self._tiled(genome)
+        sources = {}
+        for split, windows in parts.items():
+            if cfg.n_policy == "drop" and len(windows):
+                windows = windows.take(self._few_n(genome, windows))
+            if len(windows):
+                train = split == "train"
+                sources[split] = GenomeSource(
+                    genome, windows, self.tokenizer, cfg, self.seed, train, cfg.samples if train else 0
+                )
+        if not sources:
+            longest = max(record.length for record in genome.records.values())
+            raise ZooError(
+                f"no window of length {cfg.length} fits any split: the longest sequence has {longest} bases; "
+                "shorten data.length or change data.split"
+            )
+        return sources
+
+    def _tiled(self, genome: Genome) -> dict[str, Windows]:
+        cfg = self.config
+        found: dict[str, list[Windows]] = {split: [] for split in SPLITS}
+        for number, record in enumerate(genome.records.values()):
+            for split, low, high in self._stretches(record.name, record.length, genome):
+                start = np.arange(low, high - cfg.length + 1, cfg.stride or cfg.length, dtype=np.int64)
+                found[split].append(_windows(number, start, start + cfg.length, low, high))
+        if cfg.split.by == "interval":
+            everything = _join(found["train"])
+            return self._drawn(everything)
+        return {split: _join(parts) for split, parts in found.items()}
+
+    def _stretches(self, name: str, length: int, genome: Genome) -> list[tuple[str, int, int]]:
+        split = self.config.split
+        if split.by == "interval":
+            return [("train", 0, length)]
+        if split.by == "sequence":
+            for wanted in (*split.val_names, *split.test_names):
+                genome.record(wanted)
+            which = "val" if name in split.val_names else "test" if name in split.test_names else "train"
+            return [(which, 0, length)]
+        return [(part, *_range(getattr(split, part), length)) for part in SPLITS]
+
+    def _from_bed(self, genome: Genome) -> dict[str, Windows]:
+        cfg = self.config
+        assert cfg.intervals is not None
+        number = {name: i for i, name in enumerate(genome.records)}
+        found: dict[str, list[Windows]] = {split: [] for split in SPLITS}
+        for interval in read_bed(check(cfg.intervals, cfg.root)):
+            record = genome.record(interval.name)
+            if not 0 <= interval.start < interval.end <= record.length:
+                raise ZooError(
+                    f"{interval.place}: {interval.start}-{interval.end} lies outside '{interval.name}', which has "
+                    f"{record.length} bases"
+                )
+            start, end = stretch(interval.start, interval.end, cfg.length)
+            edges = np.array([start]), np.array([end])
+            found[self._split_of(interval)].append(_windows(number[interval.name], *edges, 0, record.length))
+        if cfg.split.by == "interval":
+            return self._drawn(_join(found["train"]))
+        return {split: _join(parts) for split, parts in found.items()}
+
+    def _split_of(self, interval: Interval) -> str:
+        split = self.config.split
+        if split.by == "bed":
+            return interval.split
+        if split.by == "sequence":
+            return (
+                "val" if interval.name in split.val_names else "test" if interval.name in split.test_names else "train"
+            )
+        if split.by == "position":
+            raise ZooError("data.split.by=position is for tiled windows; use bed, sequence or interval with intervals")
+        return "train"
+
+    def _drawn(self, windows: Windows) -> dict[str, Windows]:
+        split = self.config.split
+        chance = uniform(split.seed, 0, np.arange(len(windows)), stream=4)
+        test, val = chance < split.test_fraction, chance >= 1 - split.val_fraction
+        # neighbours may be of another split, so a window may not be shifted
+        fixed = Windows(windows.sequence, windows.start, windows.end, windows.start, windows.end)
+        return {"train": fixed.take(~test & ~val), "val": fixed.take(val & ~test), "test": fixed.take(test)}
+
+    def _few_n(self, genome: Genome, windows: Windows) -> NDArray[np.bool_]:
+        names = list(genome.records)
+        keep = np.empty(len(windows), np.bool_)
+        for i in range(len(windows)):
+            letters = genome.read(names[windows.sequence[i]], int(windows.start[i]), int(windows.end[i]))
+            keep[i] = np.count_nonzero((letters | 32) == ord("n")) <= self.config.max_n * len(letters)
+        return keep
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a full window; for BPE the number of bases, which no window exceeds."""
+        per = getattr(self.tokenizer, "k", 1)
+        return -(-self.config.length // per) + self.config.add_eos
+
+
+def _range(part: tuple[float, float], length: int) -> tuple[int, int]:
+    low, high = (int(value) if value > 1 else round(value * length) for value in part)
+    return min(low, length), min(high, length)
+
+
+def _windows(number: int, start: NDArray[np.int64], end: NDArray[np.int64], low: int, high: int) -> Windows:
+    same = np.ones(len(start), np.int64)
+    return Windows(same * number, start.astype(np.int64), end.astype(np.int64), same * low, same * high)
+
+
+def _join(parts: list[Windows]) -> Windows:
+    names = ("sequence", "start", "end", "low", "high")
+    empty = np.empty(0, np.int64)
+    return Windows(*(np.concatenate([empty, *(getattr(part, name) for part in parts)]) for name in names))
+
+
+def _cut(
+    windows: NDArray[np.uint8], real: NDArray[np.int64], piece: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """[B, L] to [B * L / piece, piece], and how many letters of each piece are real."""
+    count = windows.shape[1] // piece
+    left = np.clip(real[:, None] - piece * np.arange(count), 0, piece)
+    return windows.reshape(-1, piece), left.reshape(-1)

@@ -1,0 +1,306 @@
+"""Labelled sequences: classes, several labels, numbers, pairs; from CSV, TSV or FASTA files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zoo.config import config
+from zoo.datamodules import labels as read
+from zoo.datamodules.augment import coins, reverse_complement
+from zoo.datamodules.base import Data
+from zoo.datamodules.manifest import FileConfig, check
+from zoo.datamodules.table import Table, read_table
+from zoo.errors import ZooError
+from zoo.tokenizers.base import Tokenizer
+
+
+@config
+class LabelledDataConfig:
+    """A set of labelled sequences.
+
+    Attributes:
+        id, title, source, licence: what the data set is, for cards and listings.
+        root: folder that the files' paths are relative to; None: the catalogue's, then the working directory.
+        train, val, test: the files. Without val, `val_fraction` of train is held out; without test and with `folds`,
+            train is cut into folds.
+        format: of the files; `auto` goes by their names.
+        separator: in FASTA headers, between name and label.
+        sequence, sequence2: column of the sequence, and of the second one of a pair.
+        label: column or columns of the labels.
+        task: what the labels are.
+        classes: names of the classes, or of the outputs of multilabel; () takes them from the training labels.
+        val_fraction: part of train held out for val when there is no val file.
+        folds, fold: cross-validation when there is no test file: fold `fold` is test and the next one val.
+        max_len: most tokens a row may have, special tokens included; None: no limit.
+        truncate: what happens to longer rows: `error`, or tokens are cut from that side.
+        pad_side: side padded; None: the tokenizer's own.
+        pad_to: pad every batch to this many tokens; None: to its longest row.
+        add_special: add the tokenizer's special tokens.
+        upper: read soft-masked lower case as upper case.
+        rc_augment: in training, each sequence is reverse-complemented with probability 1/2 (both of a pair).
+        class_weights: offer `class_weights` (inverse class frequency, mean 1 over the samples) to the task.
+        limit: use only this many training rows, the first of a seeded permutation; 0 uses all.
+        batch_size, eval_batch_size: rows a batch, in training and otherwise (None: the same).
+        bucket: group rows of similar length, looking this many batches ahead; 0: no.
+        num_workers: processes that build batches.
+    """
+
+    id: str = ""
+    title: str = ""
+    source: str = ""
+    licence: str = ""
+    root: str | None = None
+    train: FileConfig | None = None
+    val: FileConfig | None = None
+    test: FileConfig | None = None
+    format: Literal["auto", "csv", "tsv", "fasta"] = "auto"
+    separator: str = "|"
+    sequence: str = "sequence"
+    sequence2: str | None = None
+    label: str | tuple[str, ...] = "label"
+    task: Literal["multiclass", "multilabel", "regression"] = "multiclass"
+    classes: tuple[str, ...] = ()
+    val_fraction: float = 0.0
+    folds: int = 0
+    fold: int = 0
+    max_len: int | None = None
+    truncate: Literal["error", "left", "right"] = "error"
+    pad_side: Literal["left", "right"] | None = None
+    pad_to: int | None = None
+    add_special: bool = True
+    upper: bool = False
+    rc_augment: bool = False
+    class_weights: bool = False
+    limit: int = 0
+    batch_size: int = 32
+    eval_batch_size: int | None = None
+    bucket: int = 0
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.train is None and self.val is None and self.test is None:
+            raise ValueError("a labelled data set needs at least one of train, val and test")
+        if not 0 <= self.val_fraction < 1:
+            raise ValueError(f"val_fraction must be in [0, 1), got {self.val_fraction}")
+        if self.folds and not (self.folds >= 3 and 0 <= self.fold < self.folds):
+            raise ValueError(f"folds must be at least 3 and fold below it, got folds={self.folds}, fold={self.fold}")
+        if self.folds and (self.test is not None or self.val is not None):
+            raise ValueError("folds are for data sets that have a train file only")
+        if self.task == "multiclass" and not isinstance(self.label, str):
+            raise ValueError("label must be one column when task is multiclass")
+        if self.batch_size < 1 or (self.eval_batch_size is not None and self.eval_batch_size < 1):
+            raise ValueError("batch_size and eval_batch_size must be at least 1")
+
+
+class LabelledSource:
+    """Rows of one split, tokenized once; reverse complements are tokenized when they are drawn.
+
+    Attributes:
+        lengths: tokens of each row, int64 [N].
+        labels: [N] or [N, K].
+        augment: draw reverse complements.
+    """
+
+    def __init__(
+        self,
+        texts: list[bytes],
+        pairs: list[bytes] | None,
+        labels: NDArray[Any],
+        tokenizer: Tokenizer,
+        settings: LabelledDataConfig,
+        seed: int,
+        augment: bool,
+    ) -> None:
+        self.texts, self.pairs, self.labels = texts, pairs, labels
+        self.tokenizer, self.settings, self.seed, self.augment = tokenizer, settings, seed, augment
+        self.whole = pairs is not None  # pairs come with their special tokens, single texts get them in `assemble`
+        flat, counts = self._encode(texts, pairs)
+        self.flat = flat.astype(np.int32)
+        self.ends = np.cumsum(counts)
+        extra = 0 if self.whole or not settings.add_special else len(tokenizer.prefix) + len(tokenizer.suffix)
+        self.lengths = counts + extra
+        if settings.max_len is not None and settings.truncate != "error":
+            self.lengths = np.minimum(self.lengths, settings.max_len)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def _encode(self, texts: list[bytes], pairs: list[bytes] | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        if pairs is None:
+            return self.tokenizer._flat(texts)
+        rows = [self.tokenizer.encode_pair(one, two)[0] for one, two in zip(texts, pairs, strict=True)]
+        return np.concatenate([*rows, np.empty(0, np.int64)]), np.array([len(row) for row in rows], np.int64)
+
+    def batch(self, index: NDArray[np.int64], epoch: int, step: int) -> dict[str, Any]:
+        """ids, valid [B, L], labels, index."""
+        cfg = self.settings
+        counts = np.diff(self.ends, prepend=0)[index]
+        rows = [self.flat[self.ends[i] - n : self.ends[i]] for i, n in zip(index, counts, strict=True)]
+        if self.augment and cfg.rc_augment:
+            turned = np.flatnonzero(coins(self.seed, epoch, index))
+            if len(turned):
+                other = [reverse_complement(self.texts[index[i]]) for i in turned]
+                mates = None if self.pairs is None else [reverse_complement(self.pairs[index[i]]) for i in turned]
+                flat, lengths = self._encode(other, mates)
+                for place, row in zip(turned, np.split(flat, np.cumsum(lengths)[:-1]), strict=True):
+                    rows[place], counts[place] = row.astype(np.int32), len(row)
+        ids, valid = self.tokenizer.assemble(
+            np.concatenate(rows).astype(np.int64),
+            counts,
+            cfg.max_len,
+            cfg.pad_side,
+            add_special=cfg.add_special and not self.whole,
+            pad_to=cfg.pad_to,
+            truncate=cfg.truncate,
+        )
+        return {"ids": ids, "valid": valid, "labels": self.labels[index], "index": index}
+
+
+class LabelledData(Data):
+    """Datamodule of labelled sequences; see `LabelledDataConfig`.
+
+    Raises (in setup):
+        ZooError: a file that is missing, empty or changed; a column that is not there; a label that is no class; a
+            sequence that is empty or longer than max_len (both numbers are named).
+    """
+
+    Config: ClassVar[type] = LabelledDataConfig
+    config: LabelledDataConfig
+
+    def __init__(self, config: LabelledDataConfig, tokenizer: Tokenizer | None, seed: int = 0) -> None:
+        super().__init__(config, tokenizer, seed)
+        self.task_kind = config.task
+        self._classes: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The label columns."""
+        return (self.config.label,) if isinstance(self.config.label, str) else self.config.label
+
+    def _files(self) -> list[FileConfig]:
+        return [file for file in (self.config.train, self.config.val, self.config.test) if file is not None]
+
+    def _load(self) -> dict[str, Any]:
+        cfg = self.config
+        tables = {
+            split: read_table(check(file, cfg.root), cfg.format, cfg.separator)
+            for split in ("train", "val", "test")
+            if (file := getattr(cfg, split)) is not None
+        }
+        first = next(iter(tables.values()))
+        self._classes = self._names(first)
+        sources: dict[str, Any] = {}
+        for split, table in tables.items():
+            rows = np.arange(len(table))
+            labels = self._labels(table)
+            if split == "train":
+                for name, part in self._parts(labels).items():
+                    sources[name] = self._source(table, labels, part, name == "train")
+            else:
+                sources[split] = self._source(table, labels, rows, False)
+        if "train" in sources:
+            self._check_classes(sources["train"].labels)
+        return sources
+
+    def _names(self, table: Table) -> tuple[str, ...]:
+        cfg = self.config
+        if cfg.task == "multiclass":
+            return read.class_names(table.column(self.columns[0], "label"), cfg.classes)
+        if cfg.classes and len(self.columns) > 1 and len(cfg.classes) != len(self.columns):
+            raise ZooError(f"data.classes names {len(cfg.classes)} outputs but data.label {len(self.columns)} columns")
+        return tuple(cfg.classes) or self.columns
+
+    def _labels(self, table: Table) -> NDArray[Any]:
+        if self.config.task == "multiclass":
+            return read.multiclass(table, self.columns[0], self._classes)
+        if self.config.task == "multilabel":
+            return read.multilabel(table, self.columns, self._classes)
+        return read.regression(table, self.columns)
+
+    def _parts(self, labels: NDArray[Any]) -> dict[str, NDArray[np.int64]]:
+        """Rows of the training file that go to train and, where no file holds them, to val and test."""
+        cfg, rows = self.config, np.arange(len(labels))
+        parts: dict[str, NDArray[np.int64]] = {"train": rows}
+        if cfg.folds:
+            if len(labels) < cfg.folds:
+                raise ZooError(f"{len(labels)} rows cannot be cut into {cfg.folds} folds")
+            fold = read.folds(labels, cfg.folds, 0)  # seed 0: the folds stay while the run's seed varies
+            after = (cfg.fold + 1) % cfg.folds
+            held = (fold == cfg.fold) | (fold == after)
+            parts = {"train": rows[~held], "val": rows[fold == after], "test": rows[fold == cfg.fold]}
+        elif cfg.val is None and cfg.val_fraction:
+            order = np.random.default_rng([0, len(rows)]).permutation(rows)
+            size = max(1, round(cfg.val_fraction * len(rows)))
+            parts = {"train": np.sort(order[size:]), "val": np.sort(order[:size])}
+        if cfg.limit:
+            order = np.random.default_rng([self.seed & (2**63 - 1), 1]).permutation(parts["train"])
+            parts["train"] = np.sort(order[: cfg.limit])
+        return parts
+
+    def _source(self, table: Table, labels: NDArray[Any], rows: NDArray[np.int64], augment: bool) -> LabelledSource:
+        cfg = self.config
+        texts = self._texts(table, cfg.sequence, "sequence", rows)
+        pairs = self._texts(table, cfg.sequence2, "sequence2", rows) if cfg.sequence2 else None
+        source = LabelledSource(texts, pairs, labels[rows], self.tokenizer, cfg, self.seed, augment)
+        if cfg.max_len is not None and len(source) and int(source.lengths.max()) > cfg.max_len:
+            worst = int(source.lengths.argmax())
+            raise ZooError(
+                f"{table.place(int(rows[worst]))}: the sequence has {int(source.lengths[worst])} tokens, more than "
+                f"data.max_len={cfg.max_len}; raise max_len or set data.truncate to left or right"
+            )
+        return source
+
+    def _texts(self, table: Table, column: str, what: str, rows: NDArray[np.int64]) -> list[bytes]:
+        values = table.column(column, what)
+        texts = []
+        for row in rows:
+            text = values[row].strip()
+            if not text:
+                raise ZooError(f"{table.place(int(row))}: the column '{column}' is empty")
+            texts.append((text.upper() if self.config.upper else text).encode("latin-1", "replace"))
+        return texts
+
+    def _check_classes(self, labels: NDArray[Any]) -> None:
+        if self.config.task == "multiclass" and len(self._classes) < 2:
+            raise ZooError(f"the training labels hold one class only ('{self._classes[0]}')")
+
+    @property
+    def num_outputs(self) -> int:
+        self.setup()
+        return len(self._classes)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        self.setup()
+        return self._classes
+
+    @property
+    def class_counts(self) -> NDArray[np.int64] | None:
+        self.setup()
+        if "train" not in self.sources or self.config.task == "regression":
+            return None
+        labels = self.sources["train"].labels  # type: ignore[attr-defined]
+        if self.config.task == "multilabel":
+            return labels.sum(0).astype(np.int64)
+        return np.bincount(labels, minlength=len(self._classes))
+
+    @property
+    def class_weights(self) -> NDArray[np.float32] | None:
+        """Weight of each class in the loss, inverse to its frequency; None unless the config asks for them."""
+        counts = self.class_counts
+        if not self.config.class_weights or counts is None or self.config.task != "multiclass":
+            return None
+        return (counts.sum() / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
+
+    @property
+    def max_tokens(self) -> int:
+        self.setup()
+        return max(int(source.lengths.max()) for source in self.sources.values())  # type: ignore[attr-defined]
+
+    def with_root(self, root: str) -> LabelledData:
+        """The same data set with its files in another folder."""
+        return LabelledData(replace(self.config, root=root), self.tokenizer, self.seed)

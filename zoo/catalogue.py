@@ -20,6 +20,7 @@ MODELS = {
 MIXERS = {
     "hyena": "zoo.nn.hyena:Hyena",
     "lssl": "zoo.nn.s4:LSSL",
+    "mamba2": "zoo.nn.mamba2:Mamba2",
     "s4": "zoo.nn.s4:S4",
     "s4d": "zoo.nn.s4:S4D",
 }
@@ -90,7 +91,85 @@ class Entry:
     tasks: tuple[str, ...] = ()
 
 
-ENTRIES: dict[str, Entry] = {}
+ENTRIES: dict[str, Entry] = {
+    "hyenadna-tiny-1k": Entry(
+        model="hyenadna",
+        hub="LongSafari/hyenadna-tiny-1k-seqlen",
+        config={"d_model": 128, "n_layer": 2, "d_inner": 512, "max_len": 1026},
+        params=436096,
+        context=1026,
+        vocab=12,
+        tokenizer="hyenadna-char",
+        licence="bsd-3-clause",
+        tasks=("causal_lm", "classify"),
+    ),
+    "hyenadna-tiny-1k-d256": Entry(
+        model="hyenadna",
+        hub="LongSafari/hyenadna-tiny-1k-seqlen-d256",
+        config={"d_model": 256, "n_layer": 2, "d_inner": 1024, "max_len": 1026},
+        params=1641088,
+        context=1026,
+        vocab=12,
+        tokenizer="hyenadna-char",
+        licence="bsd-3-clause",
+        tasks=("causal_lm", "classify"),
+    ),
+    "hyenadna-tiny-16k-d128": Entry(
+        model="hyenadna",
+        hub="LongSafari/hyenadna-tiny-16k-seqlen-d128",
+        config={"d_model": 128, "n_layer": 2, "d_inner": 512, "max_len": 16386},
+        params=436096,
+        context=16386,
+        vocab=12,
+        tokenizer="hyenadna-char",
+        licence="bsd-3-clause",
+        tasks=("causal_lm", "classify"),
+    ),
+    "hyenadna-small-32k": Entry(
+        model="hyenadna",
+        hub="LongSafari/hyenadna-small-32k-seqlen",
+        config={"d_model": 256, "n_layer": 4, "d_inner": 1024, "max_len": 32770},
+        params=3277568,
+        context=32770,
+        vocab=12,
+        tokenizer="hyenadna-char",
+        licence="bsd-3-clause",
+        tasks=("causal_lm", "classify"),
+    ),
+    "hyenadna-medium-160k": Entry(
+        model="hyenadna",
+        hub="LongSafari/hyenadna-medium-160k-seqlen",
+        config={"d_model": 256, "n_layer": 8, "d_inner": 1024, "max_len": 160002},
+        params=6550528,
+        context=160002,
+        vocab=12,
+        tokenizer="hyenadna-char",
+        licence="bsd-3-clause",
+        tasks=("causal_lm", "classify"),
+    ),
+    "hyenadna-medium-450k": Entry(
+        model="hyenadna",
+        hub="LongSafari/hyenadna-medium-450k-seqlen",
+        config={"d_model": 256, "n_layer": 8, "d_inner": 1024, "max_len": 450002},
+        params=6550528,
+        context=450002,
+        vocab=12,
+        tokenizer="hyenadna-char",
+        licence="bsd-3-clause",
+        tasks=("causal_lm", "classify"),
+    ),
+    "hyenadna-large-1m": Entry(
+        model="hyenadna",
+        hub="LongSafari/hyenadna-large-1m-seqlen",
+        config={"d_model": 256, "n_layer": 8, "d_inner": 1024, "max_len": 1000002},
+        params=6550528,
+        context=1000002,
+        vocab=12,
+        tokenizer="hyenadna-char",
+        licence="bsd-3-clause",
+        tasks=("causal_lm", "classify"),
+    ),
+}
 
 
 def lookup(table: dict[str, Any], name: str, what: str) -> Any:

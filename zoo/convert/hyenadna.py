@@ -7,6 +7,7 @@ before it, `.layer.` inside where trained with checkpointing), the Hugging Face 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -101,8 +102,7 @@ def table(config: HyenaDNAConfig, names: Names) -> list[Row]:
         if i in attention:
             rows += _attention_rows(layer + "mixer.", attention[i].options)
         else:
-            hyena = dataclasses.replace(config.hyena, max_len=config.max_len)
-            rows += mixer_rows(layer + "mixer.", layer + "mixer.", hyena, config.d_model, names.aliases)
+            rows += mixer_rows(layer + "mixer.", layer + "mixer.", config.hyena, config.d_model, names.aliases)
         rows += [
             Row(layer + part, layer + part)
             for module in ("norm1", "mlp.fc1", "mlp.fc2", "norm2")
@@ -145,6 +145,62 @@ def mixer_rows(official: str, ours: str, config: HyenaConfig, d_model: int, alia
     deltas = lambda: decay_rates(channels, config)[None, None]
     rows.append(Row(official + "filter_fn.modulation.deltas", None, value=deltas))
     return rows
+
+
+def recognises(state: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> bool:
+    """Whether these are the weights of a language model with Hyena layers."""
+    return any(".filter_fn.implicit_filter." in key for key in state) and any(
+        "backbone.layers.0." in key for key in state
+    )
+
+
+def accepts_config(config: Mapping[str, Any]) -> bool:
+    """Whether `config_from_official` can read *config*."""
+    return "n_layer" in config and ("max_seq_len" in config or "layer" in config)
+
+
+def config_from_state(state: Mapping[str, Tensor]) -> HyenaDNAConfig:
+    """The config as far as shapes tell it; the rest (window floor, dropout) as in HyenaDNA's inference code.
+
+    Raises:
+        ZooError: no Hyena layer in it.
+    """
+    names = names_of(state)
+    first = names.prefix + "backbone.layers.0.mixer." + ("layer." if names.mixer_layer else "")
+    network = first + "filter_fn.implicit_filter."
+    try:
+        embedding = state[names.prefix + "backbone.embeddings.word_embeddings.weight"]
+        z, hidden, short = (
+            state[key] for key in (first + "filter_fn.pos_emb.z", network + "0.weight", first + "short_filter.weight")
+        )
+        fc1 = state[names.spell("backbone.layers.0.mlp.fc1.weight")]
+    except KeyError as error:
+        raise ZooError(f"{WHAT}: the weight {error} is missing, so the sizes cannot be read off") from None
+    kind = "lm" if names.head == "lm_head" else "sequence"
+    head = HeadConfig(tied=names.prefix != "hyena.")
+    if kind == "sequence":
+        weight = next(tensor for key, tensor in state.items() if key.endswith(f"{names.head}.weight"))
+        bias = any(key.endswith(f"{names.head}.bias") for key in state)
+        pooling = "before_pad" if names.head == "score" else "mean_all"
+        head = HeadConfig(kind="sequence", num_outputs=weight.shape[0], pooling=pooling, bias=bias)
+    return HyenaDNAConfig(
+        d_model=embedding.shape[1],
+        n_layer=1 + max(int(m.group(1)) for key in state if (m := re.search(r"backbone\.layers\.(\d+)\.", key))),
+        d_inner=fc1.shape[0],
+        vocab_size=12 if embedding.shape[0] == 16 else embedding.shape[0],
+        max_len=z.shape[1],
+        hyena=HyenaConfig(
+            max_len=z.shape[1],
+            order=short.shape[0] // embedding.shape[1] - 1,
+            filter_width=hidden.shape[0],
+            emb_dim=hidden.shape[1],
+            num_inner_mlps=sum(key.startswith(network) and key.endswith(".bias") for key in state) - 1,
+            short_filter=short.shape[2],
+            phase="split" if names.prefix == "hyena." else "complex",
+        ),
+        mask_padding=kind == "lm",
+        head=head,
+    )
 
 
 def _attention_rows(layer: str, options: dict[str, Any]) -> list[Row]:
@@ -270,6 +326,54 @@ def _from_hf(official: Mapping[str, Any]) -> HyenaDNAConfig:
         mask_padding=head.kind == "lm",
         head=head,
     )
+
+
+def config_to_official(config: HyenaDNAConfig, hf: bool = False) -> dict[str, Any]:
+    """Ours -> the config.json of the original repositories, or with *hf* that of the Hugging Face port.
+
+    Raises:
+        ConfigError: the original has no such option (another mixer).
+    """
+    if config.mixer != "hyena" or config.hybrid:
+        raise ConfigError("only models of Hyena layers have an official HyenaDNA config")
+    hyena, classifier = config.hyena, config.head.kind == "sequence"
+    common = {
+        "d_model": config.d_model,
+        "n_layer": config.n_layer,
+        "d_inner": config.d_inner or 4 * config.d_model,
+        "vocab_size": config.vocab_size,
+        "pad_vocab_size_multiple": config.vocab_multiple,
+        "embed_dropout": config.embed_dropout,
+    }
+    if hf:
+        architecture = "HyenaDNAForSequenceClassification" if classifier else "HyenaDNAForCausalLM"
+        labels = {"num_labels": config.head.num_outputs} if classifier else {}
+        return {
+            **common, **labels,
+            "model_type": "hyenadna", "architectures": [architecture], "use_bias": True,
+            "train_freq": hyena.train_freq, "max_seq_len": config.max_len, "emb_dim": hyena.emb_dim,
+            "num_inner_mlps": hyena.num_inner_mlps, "hyena_order": hyena.order,
+            "short_filter_order": hyena.short_filter, "filter_order": hyena.filter_width,
+            "activation_freq": hyena.sin_freq, "hyena_dropout": hyena.dropout, "hyena_filter_dropout": 0.0,
+            "layer_norm_epsilon": config.eps, "initializer_range": config.init_std,
+            "tie_word_embeddings": config.head.kind == "lm" and config.head.tied, "pad_token_id": 4,
+        }  # fmt: skip
+    lr_pos_emb = hyena.positions_lr or (1e-5 if hyena.learn_positions else 0.0)
+    layer = {
+        "_name_": "hyena", "emb_dim": hyena.emb_dim, "filter_order": hyena.filter_width, "order": hyena.order,
+        "short_filter_order": hyena.short_filter, "l_max": config.max_len, "modulate": hyena.modulate,
+        "w": hyena.sin_freq, "wd": hyena.filter_weight_decay, "lr_pos_emb": lr_pos_emb,
+        "num_inner_mlps": hyena.num_inner_mlps, "shift": hyena.shift, "dropout": hyena.dropout,
+        "fast_decay_pct": hyena.fast_decay_pct, "slow_decay_pct": hyena.slow_decay_pct, "target": hyena.decay_target,
+        "bidirectional": hyena.bidirectional == "ring",
+    }  # fmt: skip
+    head = {"use_head": True, "n_classes": config.head.num_outputs} if classifier else {}
+    if hyena.interleaved:  # the code that lays out channels so
+        head["class"] = "ConvLMHeadModel"
+    return {
+        **common, **head, "resid_dropout": config.resid_dropout, "residual_in_fp32": config.residual_in_fp32,
+        "layer_norm_epsilon": config.eps, "layer": layer,
+    }  # fmt: skip
 
 
 def _attention_options(official: dict[str, Any]) -> dict[str, Any]:

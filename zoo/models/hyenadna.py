@@ -48,7 +48,7 @@ class HyenaDNAConfig:
         vocab_size: rows of the vocabulary that mean something.
         vocab_multiple: the embedding is padded to a multiple of this (12 -> 16 rows in the released weights).
         max_len: longest input in tokens. Hyena's filters depend on it, so weights are tied to this number.
-        hyena: options of the Hyena mixers; its max_len is overruled by the one above.
+        hyena: options of the Hyena mixers; their max_len is the one above, whatever stands there.
         mixer: mixer of all layers; mixer_options are its options when it is not `hyena`.
         hybrid: other mixers in some layers.
         embed_dropout, resid_dropout: on the embedding, and on every sub-layer's output.
@@ -79,6 +79,7 @@ class HyenaDNAConfig:
     head: HeadConfig = field(default_factory=HeadConfig)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "hyena", dataclasses.replace(self.hyena, max_len=self.max_len))
         for at in self.hybrid:
             for layer in at.layers:
                 if not 0 <= layer < self.n_layer:

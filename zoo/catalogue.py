@@ -12,9 +12,11 @@ from typing import Any
 from zoo.errors import ConfigError, nearest
 
 MODELS = {
+    "titok": "zoo.models.titok:TiTok",
     "flextok_vae": "zoo.models.flextok_vae:FlexTokVAE",
     "maskgit_vqgan": "zoo.models.maskgit_vqgan:MaskGITVQGAN",
     "hyenadna": "zoo.models.hyenadna:HyenaDNA",
+    "lm": "zoo.models.lm:LM",
 }
 
 MIXERS = {
@@ -43,10 +45,12 @@ TASKS = {
 
 # official weights and configs <-> ours: module with to_zoo, to_official, config_from_official
 CONVERTERS = {
+    "titok": "zoo.convert.titok",
     "flextok_vae": "zoo.convert.flextok_vae",
     "maskgit_vqgan": "zoo.convert.maskgit_vqgan",
     "hyenadna": "zoo.convert.hyenadna",
     "s4": "zoo.convert.s4",
+    "mamba2": "zoo.convert.mamba2",
 }
 
 # parity cases: system -> function that runs a case
@@ -57,10 +61,14 @@ REPLAYS = {
     "maskgit-vqgan": "zoo.convert.maskgit_vqgan:replay",
     "lpips": "zoo.convert.image_losses:replay_lpips",
     "rfid": "zoo.convert.image_losses:replay_rfid",
+    "tatitok": "zoo.convert.titok:replay",
+    "titok": "zoo.convert.titok:replay",
     "titok-discriminator": "zoo.convert.image_losses:replay_discriminator",
     "vq": "zoo.convert.quantizers:replay_vq",
     "hyenadna": "zoo.convert.hyenadna_parity:replay",
     "s4": "zoo.convert.s4:replay",
+    "mamba2": "zoo.convert.mamba2:replay",
+    "mamba2-ssd": "zoo.convert.mamba2:replay_ssd",
 }
 
 
@@ -187,3 +195,13 @@ def lookup(table: dict[str, Any], name: str, what: str) -> Any:
 def schema_target(target: str) -> str:
     """`"module:Class"` -> `"module:ClassConfig"`: a config is named after its class and stands in the same file."""
     return target + "Config"
+
+
+def list_models(query: str = "") -> list[str]:
+    """Names of the published models whose name, family, Hub id, licence or task holds *query*."""
+    wanted = query.lower()
+    return [
+        name
+        for name, entry in ENTRIES.items()
+        if any(wanted in text.lower() for text in (name, entry.model, entry.hub, entry.licence, *entry.tasks))
+    ]

@@ -26,6 +26,13 @@ TINY: dict[str, list[dict[str, Any]]] = {
         {"max_len": 64, "filter_width": 8, "short_filter": 1, "modulate": False, "train_freq": False},
         {"max_len": 64, "filter_width": 8, "bidirectional": "two_sided", "order": 3},
     ],
+    "s4d": [{"d_state": 8}, {"d_state": 8, "disc": "bilinear", "init": "inv"}, {"d_state": 8, "bidirectional": True}],
+    "s4": [{"d_state": 8}, {"d_state": 8, "mode": "diag"}, {"d_state": 8, "bidirectional": True, "gated": False}],
+    "lssl": [{"d_state": 6}, {"d_state": 6, "channels": 2, "shared": False, "alpha": 1.0}],
+    "mamba2": [
+        {"d_state": 8, "head_dim": 8, "chunk": 8},
+        {"d_state": 4, "head_dim": 4, "n_groups": 2, "norm_per_group": True, "bias": True, "dt_limit": [0.01, 1.0]},
+    ],
 }
 B, L = 2, 24
 KINDS = ("causal", "full", "prefix", "block_causal", "window")

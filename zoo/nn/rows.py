@@ -118,3 +118,13 @@ def row_mask(x: Tensor, count: Tensor | None) -> Tensor:
         return x
     keep = torch.arange(x.shape[1], device=x.device) < count[:, None]
     return x * keep.view(*keep.shape, *[1] * (x.ndim - 2)).to(x.dtype)
+
+
+def row_tail(x: Tensor, history: Tensor, count: Tensor | None) -> Tensor:
+    """The last n inputs of each row after x [R, T, C], given the n before it, history [R, n, C]."""
+    joined = torch.cat([history, x.to(history.dtype)], dim=1)
+    size = history.shape[1]
+    if count is None:
+        return joined[:, x.shape[1] :]
+    index = count[:, None] + torch.arange(size, device=x.device)  # [R, n]
+    return joined.gather(1, index[..., None].expand(-1, -1, x.shape[2]))

@@ -15,6 +15,8 @@ CASES = Path(__file__).parent / "cases"
 FAMILIES = {
     "maskgit-vqgan": "maskgit_vqgan",
     "flextok-vae": "flextok_vae",
+    "tatitok": "titok",
+    "titok": "titok",
 }
 MANIFESTS = [(system, path) for system in FAMILIES for path in sorted((CASES / system / "released").glob("*.json"))]
 

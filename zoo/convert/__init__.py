@@ -81,12 +81,13 @@ def rows_to_official(rows: Iterable[Row], state: Mapping[str, Tensor], what: str
     for row in rows:
         if row.ours is None:
             assert row.value is not None
-            official[row.official] = row.value()
+            official[row.official] = row.value().clone()
             continue
         if row.ours not in state:
             raise ZooError(f"{what}: the weight '{row.ours}' is missing")
         used.add(row.ours)
-        official[row.official] = row.to_official(state[row.ours])
+        tensor = row.to_official(state[row.ours])
+        official[row.official] = tensor if row.first else tensor.clone()  # safetensors refuses shared memory
     for key in state:
         if key not in used:
             raise ZooError(f"{what}: unknown weight '{key}'" + nearest(key, used))

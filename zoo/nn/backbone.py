@@ -19,6 +19,8 @@ from zoo.nn.mlp import MLPConfig, make_mlp
 from zoo.nn.norm import make_norm
 from zoo.nn.state import Stack
 
+LONG = 32768  # positions a feed-forward network takes at once
+
 
 @config
 class LayerSpec:
@@ -86,14 +88,25 @@ class Block(nn.Module):
         if self.prenorm:
             y, state = self.mixer(self._norm(self.norm1, x), layout, state)
             x = x + self.dropout(y)
-            if self.mlp is not None:
-                x = x + self.dropout(self.mlp(self._norm(self.norm2, x)))
-            return x, state
+            return (x if self.mlp is None else self._feed_forward(x)), state
         y, state = self.mixer(x, layout, state)
         x = self.norm1(x + self.dropout(y))
         if self.mlp is not None:
             x = self.norm2(x + self.dropout(self.mlp(x)))
         return x, state
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        """x + mlp(norm(x)). Long sequences are cut, and recomputed in the backward pass: the inner width is the
+        largest tensor of a block."""
+        part = lambda x: x + self.dropout(self.mlp(self._norm(self.norm2, x)))
+        if x.shape[1] <= LONG:
+            return part(x)
+        if torch.is_grad_enabled():
+            return torch.cat([checkpoint(part, piece, use_reentrant=False) for piece in x.split(LONG, dim=1)], dim=1)
+        out = torch.empty_like(x)
+        for start in range(0, x.shape[1], LONG):
+            out[:, start : start + LONG] = part(x[:, start : start + LONG])
+        return out
 
     def _norm(self, norm: Any, x: Tensor) -> Tensor:
         # the residual stream may be float32 while the weights are bf16

@@ -22,9 +22,11 @@ from zoo.errors import ZooError
 from zoo.nn.layout import Layout
 from zoo.nn.longconv import long_conv
 from zoo.nn.mixer import Cost, Mixer, MixerInfo, ParamGroup
+from zoo.nn.shortconv import causal_short_conv, short_conv_history
 from zoo.nn.state import State
 
 _CHUNK = 32768  # positions of the filter evaluated at once: its hidden layers are wide next to its output
+_GROUP = 64  # channels mixed at once in long inference
 
 
 @config
@@ -135,46 +137,49 @@ class HyenaFilter(nn.Module):
         if config.learn_positions:
             self.positions = nn.Parameter(self._grid(torch.device("cpu"))[0].clone())
 
-    def forward(self, length: int, rows: slice = slice(None)) -> Tensor:
-        """Taps 0 .. length - 1 of the channels *rows*: [channels, length], at least float32.
+    def forward(self, length: int) -> Tensor:
+        """Taps 0 .. length - 1 of all channels: [channels, length], at least float32.
 
         Hidden layers are recomputed in the backward pass where they would outweigh the filter itself.
         """
-        with torch.autocast(self.out.weight.device.type, enabled=False):
-            if length <= _CHUNK:
-                return self._taps(0, length, rows)
-            spans = [(start, min(start + _CHUNK, length)) for start in range(0, length, _CHUNK)]
-            if not torch.is_grad_enabled():
-                return self._filled(length, spans, rows)
+        if length <= _CHUNK:
+            return self.taps(self.hidden(0, length), 0)
+        spans = [(start, min(start + _CHUNK, length)) for start in range(0, length, _CHUNK)]
+        part = lambda start, stop: self.taps(self.hidden(start, stop), start)
+        if torch.is_grad_enabled():
             return torch.cat(
-                [
-                    checkpoint(self._taps, start, stop, rows, use_reentrant=False, preserve_rng_state=False)
-                    for start, stop in spans
-                ],
-                dim=1,
+                [checkpoint(part, *span, use_reentrant=False, preserve_rng_state=False) for span in spans], dim=1
             )
-
-    def _filled(self, length: int, spans: list[tuple[int, int]], rows: slice) -> Tensor:
-        first = self._taps(*spans[0], rows)
-        taps = first.new_empty(first.shape[0], length)
-        taps[:, : first.shape[1]] = first
-        for start, stop in spans[1:]:
-            taps[:, start:stop] = self._taps(start, stop, rows)
+        taps = torch.empty(self.channels, length, device=self.out.weight.device, dtype=self.work)
+        for start, stop in spans:
+            taps[:, start:stop] = part(start, stop)
         return taps
 
-    def _taps(self, start: int, stop: int, rows: slice) -> Tensor:
-        weight = self.out.weight
-        work = torch.promote_types(weight.dtype, torch.float32)
-        z, t = self._grid(weight.device)
-        z = (z if self.positions is None else self.positions)[start:stop].to(work)
+    @property
+    def work(self) -> torch.dtype:
+        """The dtype filters are computed in: that of the weights, but at least float32."""
+        return torch.promote_types(self.out.weight.dtype, torch.float32)
+
+    def hidden(self, start: int, stop: int) -> Tensor:
+        """Last hidden layer at positions start .. stop - 1: [filter_width, n]."""
+        work = self.work
+        z = (self._grid(self.out.weight.device)[0] if self.positions is None else self.positions)[start:stop]
         freq = self.config.sin_freq if self.freq is None else self.freq.to(work)[:, None]
-        h = z.T  # [E, n]: channels first, so that the taps need no transpose
-        for layer in self.layers:
-            h = torch.sin(freq * torch.addmm(layer.bias.to(work)[:, None], layer.weight.to(work), h))
-        h = weight[rows].to(work) @ h  # [channels, n]
-        if self.config.modulate:
-            rate = decay_rates(self.channels, self.config, weight.device)[rows].to(work).abs()
-            h = h * (torch.exp(-rate[:, None] * t[start:stop].to(work)) + self.config.shift)
+        h = z.to(work).T  # [emb_dim, n]: channels first, so that the taps need no transpose
+        with torch.autocast(h.device.type, enabled=False):
+            for layer in self.layers:
+                h = torch.sin(freq * torch.addmm(layer.bias.to(work)[:, None], layer.weight.to(work), h))
+        return h
+
+    def taps(self, hidden: Tensor, start: int, rows: Tensor | slice = slice(None)) -> Tensor:
+        """Windowed taps [len(rows), n] of the channels *rows*, from the hidden layer at positions from *start*."""
+        weight, config = self.out.weight, self.config
+        with torch.autocast(weight.device.type, enabled=False):
+            h = weight[rows].to(hidden.dtype) @ hidden
+            if config.modulate:
+                rate = decay_rates(self.channels, config, weight.device)[rows].to(hidden.dtype).abs()
+                t = self._grid(weight.device)[1][start : start + hidden.shape[1]].to(hidden.dtype)
+                h = h * (torch.exp(-rate[:, None] * t) + config.shift)
         return h
 
     def _grid(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -191,7 +196,7 @@ class HyenaState(State):
     """What a Hyena mixer remembers.
 
     Attributes:
-        tail: [B, (order + 1) D, short_filter - 1] last inputs of the short convolution.
+        tail: [B, short_filter - 1, (order + 1) D] last inputs of the short convolution.
         past: [B, D, t] inputs of each long convolution so far, in the order they are applied.
         length: tokens consumed.
     """
@@ -233,34 +238,57 @@ class Hyena(Mixer):
             ZooError: more than max_len tokens.
         """
         self._check(x.shape[1] + (state.length if isinstance(state, HyenaState) else 0))
-        valid = None if layout.valid is None else layout.valid[:, None]  # [B, 1, L]
-        u = self._mask(self.in_proj(x).transpose(1, 2), valid)  # [B, (order + 1) D, L]
-        if state is None:
-            history = F.pad(u, (self.config.short_filter - 1, 0))
-            kernels = self.kernels(x.shape[1])
-        else:
+        valid = None if layout.valid is None else layout.valid[..., None]  # [B, L, 1]
+        if state is not None:
             assert isinstance(state, HyenaState)
-            history = torch.cat([state.tail.to(u.dtype), u], dim=-1)
-            kernels = self.kernels(state.length + x.shape[1])
-        u = F.conv1d(history, self.short_filter.weight, self.short_filter.bias, groups=u.shape[1])
-        *gates, v = u.split(self.d_model, dim=1)
+            return self._continue(x, valid, state)
+        if not torch.is_grad_enabled() and self.config.bidirectional == "no" and x.shape[1] > _CHUNK:
+            return self._by_channels(x, valid), None
+        u = _mask(self.in_proj(x), valid)  # [B, L, (order + 1) D]
+        u = causal_short_conv(u, self.short_filter.weight, self.short_filter.bias)
+        *gates, v = u.split(self.d_model, dim=-1)
+        two_sided = self.config.bidirectional != "no"
+        for gate, (kernel, skip) in zip(reversed(gates[1:]), self.kernels(x.shape[1]), strict=True):
+            v = _mask(self.dropout(v * gate), valid)
+            v = long_conv(v.transpose(1, 2), kernel, skip, bidirectional=two_sided).transpose(1, 2)
+        return _mask(self.out_proj(v * gates[0]), valid), None
+
+    def _continue(self, x: Tensor, valid: Tensor | None, state: HyenaState) -> tuple[Tensor, HyenaState]:
+        u, taps = _mask(self.in_proj(x), valid), self.config.short_filter
+        tail = short_conv_history(u, taps, state.tail)
+        u = causal_short_conv(u, self.short_filter.weight, self.short_filter.bias, state.tail.to(u.dtype))
+        *gates, v = u.split(self.d_model, dim=-1)
         past: list[Tensor] = []
-        for i, gate in enumerate(reversed(gates[1:])):
-            v = self._mask(self.dropout(v * gate), valid)
-            kernel, skip = kernels[i]
-            if state is not None:
-                assert isinstance(state, HyenaState)
-                v = torch.cat([state.past[i].to(v.dtype), v], dim=-1)
-                past.append(v)
-            v = long_conv(v, kernel, skip, bidirectional=self.config.bidirectional != "no")[..., -x.shape[1] :]
-        y = self.out_proj((v * gates[0]).transpose(1, 2))  # [B, L, D]
-        if valid is not None:
-            y = y.masked_fill(~valid.transpose(1, 2), 0)
-        if state is None:
-            return y, None
-        assert isinstance(state, HyenaState)
-        tail = history[..., history.shape[-1] - self.config.short_filter + 1 :]
-        return y, HyenaState(tail, past, state.length + x.shape[1])
+        kernels = self.kernels(state.length + x.shape[1])
+        for i, (gate, (kernel, skip)) in enumerate(zip(reversed(gates[1:]), kernels, strict=True)):
+            v = _mask(v * gate, valid).transpose(1, 2)
+            past.append(torch.cat([state.past[i].to(v.dtype), v], dim=-1))
+            v = long_conv(past[-1], kernel, skip)[..., -x.shape[1] :].transpose(1, 2)
+        return _mask(self.out_proj(v * gates[0]), valid), HyenaState(tail, past, state.length + x.shape[1])
+
+    def _by_channels(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """The same for long inference, a group of channels at a time: no tensor of (order + 1) D channels is made."""
+        batch, length, d = x.shape
+        convolutions = self.config.order - 1
+        hidden = torch.cat(
+            [self.filter.hidden(start, min(start + _CHUNK, length)) for start in range(0, length, _CHUNK)], dim=1
+        )
+        y = x.new_empty(batch, length, d)
+        y[:] = 0 if self.out_proj.bias is None else self.out_proj.bias
+        for group in torch.arange(d, device=x.device).split(_GROUP):
+            rows = (group + d * torch.arange(self.config.order + 1, device=x.device)[:, None]).flatten()
+            bias = None if self.in_proj.bias is None else self.in_proj.bias[rows]
+            u = _mask(F.linear(x, self.in_proj.weight[rows], bias), valid)  # [B, L, (order + 1) G]
+            u = causal_short_conv(u, self.short_filter.weight[rows], self.short_filter.bias[rows])
+            *gates, v = u.split(len(group), dim=-1)
+            for i, gate in enumerate(reversed(gates[1:])):
+                channels = group * convolutions + i if self.config.interleaved else group + i * d
+                kernel = self.filter.taps(hidden, 0, channels)
+                v = _mask(v * gate, valid).transpose(1, 2)
+                v = long_conv(v, kernel, self.filter.skip[channels]).transpose(1, 2)
+            v = (v * gates[0]).reshape(batch * length, len(group)).to(y.dtype)
+            y.view(-1, d).addmm_(v, self.out_proj.weight[:, group].T.to(y.dtype))
+        return _mask(y, valid)
 
     def kernels(self, length: int) -> list[tuple[Tensor, Tensor]]:
         """(filter, skip) of each convolution in the order they are applied, for sequences of *length*."""
@@ -283,7 +311,7 @@ class Hyena(Mixer):
         if self.config.bidirectional != "no":
             super().init_state(batch, max_len, device, dtype)
         width = (self.config.order + 1) * self.d_model
-        tail = torch.zeros(batch, width, self.config.short_filter - 1, device=device, dtype=dtype)
+        tail = torch.zeros(batch, self.config.short_filter - 1, width, device=device, dtype=dtype)
         past = [torch.zeros(batch, self.d_model, 0, device=device, dtype=dtype) for _ in range(self.config.order - 1)]
         return HyenaState(tail, past, 0)
 
@@ -319,5 +347,7 @@ class Hyena(Mixer):
                 "(max_len): split the sequence or take a model with a larger max_len"
             )
 
-    def _mask(self, u: Tensor, valid: Tensor | None) -> Tensor:
-        return u if valid is None else u.masked_fill(~valid, 0)
+
+def _mask(x: Tensor, valid: Tensor | None) -> Tensor:
+    """x [B, L, C] with zeros where valid [B, L, 1] is False: the short convolution's bias reaches into padding."""
+    return x if valid is None else x.masked_fill(~valid, 0)

@@ -34,13 +34,15 @@ class Data(LightningDataModule):
     """
 
     Config: ClassVar[type]
+    needs_tokenizer: ClassVar[bool] = True
     task_kind: TaskKind = "lm"
 
     def __init__(self, config: Any, tokenizer: Tokenizer | None, seed: int = 0) -> None:
         super().__init__()
-        if tokenizer is None:
+        if tokenizer is None and self.needs_tokenizer:
             raise ZooError("this data set holds text, so the recipe needs a tokenizer")
-        self.config, self.tokenizer, self.seed = config, tokenizer, seed
+        self.config, self.seed = config, seed
+        self.tokenizer: Tokenizer = tokenizer  # type: ignore[assignment]
         self.sources: dict[str, Source] = {}
         self._train: ResumableLoader | None = None
         self._pending: dict[str, Any] | None = None

@@ -1,4 +1,4 @@
-"""Genomes for language models: windows of FASTA files, tiled or from a BED file, split by position, name or interval."""
+"""Genomes for language models: windows of FASTA files, tiled or from a BED file, in three splits."""
 
 from __future__ import annotations
 

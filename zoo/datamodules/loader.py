@@ -1,7 +1,9 @@
 """The resumable loader: a seeded permutation each epoch, whole batches from any worker, and a state that continues.
 
 Lightning saves and restores any training loader with `state_dict` and `load_state_dict` (its fit loop calls them), so
-a run resumed in mid-epoch receives exactly the batches that the uninterrupted one would have.
+a run resumed in mid-epoch receives exactly the batches that the uninterrupted one would have. Checkpoints should be
+written in `on_train_batch_end`: from one written in `on_train_epoch_end`, Lightning 2.6 with `max_steps` ends the next
+epoch after a single batch, whatever the loader says.
 """
 
 from __future__ import annotations
@@ -111,10 +113,8 @@ class ResumableLoader:
         return [np.array_split(part, self.world)[self.rank] for part in cut]
 
     def __iter__(self) -> Iterator[Batch]:
-        # a generator: nothing here runs before the first batch is drawn, so an iterator that is never used moves nothing
-        if not self._loaded and self.position:
-            self.epoch, self.position = self.epoch + 1, 0
-        elif self.position >= len(self):
+        # a generator: nothing here runs before the first batch is drawn, so an unused iterator moves nothing
+        if (self.position and not self._loaded) or self.position >= len(self):
             self.epoch, self.position = self.epoch + 1, 0
         self._loaded = False
         epoch, start = self.epoch, self.position

@@ -44,6 +44,8 @@ def locate(path: str, root: str | None = None) -> Path:
     if given.is_absolute():
         places = [given]
     elif root is not None:
+        if not Path(root).expanduser().is_dir():
+            raise ZooError(f"folder '{root}' does not exist; set data.root to the folder that holds '{path}'")
         places = [Path(root).expanduser() / given]
     else:
         places = [folder("datamodules") / given, Path.cwd() / given]

@@ -226,9 +226,8 @@ class KmerTokenizer(Tokenizer):
         """Ids of the k-mers that begin at *start*; those that leave the array are set later."""
         value = np.zeros(len(start), np.int32)
         worst = np.zeros(len(start), np.uint8)
-        contiguous = len(start) > 1 and bool(
-            start[0] >= 0 and start[-1] + self.k <= size and start[-1] - start[0] == self.k * (len(start) - 1)
-        )
+        inside = len(start) > 0 and bool(start[0] >= 0 and start[-1] + self.k <= size)
+        contiguous = inside and bool((np.diff(start) == self.k).all())
         if contiguous:
             return self._numbers(digits[start[0] : start[-1] + self.k].reshape(-1, self.k))
         for j in range(self.k):

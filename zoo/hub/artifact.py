@@ -1,0 +1,402 @@
+"""The artifact: a folder that holds a model and all it takes to use, check and reproduce it; the same on the Hub.
+
+config.json           schema, family, the model's whole config, what the outputs mean
+model.safetensors     weights; tensors that the model ties are stored once
+tokenizer_config.json and the files it needs
+parity.safetensors    an input and what the model made of it when it was saved
+recipe.yaml, run.json, metrics.csv    how it was trained
+README.md             the card
+files.json            size and sha256 of all of them but the card, which people edit
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from zoo import __version__, catalogue
+from zoo.config import from_dict, resolve, to_dict
+from zoo.errors import ConfigError, ZooError, nearest
+from zoo.hub import parity
+
+SCHEMA = 1
+CONFIG, WEIGHTS, PARITY, FILES, CARD = (
+    "config.json",
+    "model.safetensors",
+    "parity.safetensors",
+    "files.json",
+    "README.md",
+)
+NEEDED = (CONFIG, WEIGHTS, PARITY)
+_KEYS = ("schema", "library_name", "library_version", "model", "config", "outputs", "tokenizer")
+
+
+@dataclass
+class Artifact:
+    """A loaded artifact.
+
+    Attributes:
+        model: in evaluation mode, on the CPU.
+        tokenizer: or None where the model reads no text.
+        path: the folder; for weights converted on the fly, the file they came from.
+        info: `outputs` (`task_kind`, `classes`), `model` (family), `ref`.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    path: Path
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Any:
+        """The model's config."""
+        return self.model.config
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the outputs; empty where they have none."""
+        return list(self.info.get("outputs", {}).get("classes", ()))
+
+    @cached_property
+    def run(self) -> dict[str, Any]:
+        """run.json: seed, versions, commit, data, metrics; empty where the artifact was not trained here."""
+        file = self.path / "run.json"
+        return _json(file) if file.is_file() else {}
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """The resolved recipe; empty where the artifact was not trained here."""
+        import yaml
+
+        file = self.path / "recipe.yaml"
+        return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def save(
+    model: nn.Module,
+    directory: str | Path,
+    *,
+    tokenizer: Any = None,
+    recipe: dict[str, Any] | None = None,
+    run: dict[str, Any] | None = None,
+    metrics_csv: str | Path | None = None,
+    card: str | None = None,
+    classes: list[str] | tuple[str, ...] | None = None,
+    task_kind: str | None = None,
+    samples: dict[str, Tensor] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write *model* as an artifact and return its folder, which appears only when it is complete.
+
+    Args:
+        model: of a family in the catalogue, with its `config`.
+        directory: must not exist, unless *overwrite*, or be empty.
+        tokenizer: saved along.
+        recipe, run, metrics_csv: how it was trained; the card is made from them.
+        card: Markdown to use in place of the generated card.
+        classes, task_kind: what the outputs mean; taken from `run["data"]` where not given.
+        samples: inputs for parity.safetensors (`ids`, `valid`); by default made from a seed.
+        overwrite: replace an artifact that is there.
+
+    Raises:
+        ZooError: the folder exists, the family is unknown, or the config does not rebuild the model.
+    """
+    target = Path(directory).expanduser()
+    _check_target(target, overwrite)
+    data = (run or {}).get("data", {})
+    outputs = {
+        "task_kind": task_kind or data.get("task_kind"),
+        "classes": list(data.get("classes", ()) if classes is None else classes),
+    }
+    described = {
+        "schema": SCHEMA,
+        "library_name": "seqzoo",
+        "library_version": __version__,
+        "model": family_of(model),
+        "config": to_dict(model.config),
+        "outputs": {key: value for key, value in outputs.items() if value},
+        "tokenizer": None if tokenizer is None else tokenizer.section()["name"],
+    }
+    with _beside(target) as place:
+        _write_json(place / CONFIG, described)
+        state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in untied(model).items()}
+        save_file(state, place / WEIGHTS, metadata={"format": "pt"})
+        if tokenizer is not None:
+            tokenizer.save(place)
+        _write_training(place, recipe, run, metrics_csv)
+        rebuilt = _model(place, described)  # from the files: what is published is what is checked
+        parity.write(rebuilt, place / PARITY, samples)
+        _write_json(place / FILES, {"schema": SCHEMA, "files": _listing(place)})
+        if card is None:
+            from zoo.hub.card import artifact_card
+
+            card = artifact_card(Artifact(rebuilt, tokenizer, place, described))
+        (place / CARD).write_text(card, encoding="utf-8")
+        _publish(place, target)
+    return target
+
+
+def load(ref: str | Path) -> Artifact:
+    """The artifact that *ref* names: a folder, a Hub id (`user/name` or `user/name@revision`), or a catalogue name.
+
+    A catalogue name gives the published weights, converted from the official repository in the local Hub cache.
+
+    Raises:
+        ZooError: nothing of that name, a missing, truncated or changed file, or weights that the config does not fit.
+    """
+    text = str(ref)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return _load_folder(path, text)
+    if text in catalogue.ENTRIES:
+        return _load_official(text)
+    if path.exists():
+        raise ZooError(f"'{text}' is a file, not an artifact folder; `zoo convert` reads official weight files")
+    if text.count("/") == 1 and not text.startswith((".", "/", "~")):
+        from zoo.hub import client
+
+        repo, _, revision = text.partition("@")
+        return _load_folder(client.pull(repo, revision or "main"), text)
+    raise ZooError(
+        f"'{text}' is neither a folder, a Hub id (user/name) nor a model of the catalogue"
+        + nearest(text, catalogue.ENTRIES)
+    )
+
+
+def verify(directory: str | Path) -> list[Any]:
+    """Check every file's sha256, load strictly, and replay parity.safetensors; one `OutputCheck` for each output.
+
+    Raises:
+        ZooError: as `load` for a folder.
+    """
+    place = Path(directory).expanduser()
+    return parity.replay(_load_folder(place, str(directory)).model, place / PARITY)
+
+
+def family_of(model: nn.Module) -> str:
+    """The catalogue's name of a model's class.
+
+    Raises:
+        ZooError: the class is not in the catalogue.
+    """
+    target = f"{type(model).__module__}:{type(model).__name__}"
+    for name, known in catalogue.MODELS.items():
+        if known == target:
+            return name
+    raise ZooError(f"{type(model).__name__} is not in the catalogue, so an artifact of it could not be loaded")
+
+
+def untied(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict with each tied tensor once, under the first of its names."""
+    seen: dict[int, str] = {}
+    kept: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if seen.setdefault(id(tensor), name) == name:
+            kept[name] = tensor
+    return kept
+
+
+def _load_folder(place: Path, ref: str) -> Artifact:
+    described = check_files(place)
+    model = _model(place, described)
+    tokenizer = None
+    if described["tokenizer"]:
+        from zoo import tokenizers
+
+        tokenizer = tokenizers.load(place)
+    return Artifact(model, tokenizer, place, {**described, "ref": ref})
+
+
+def check_files(place: Path) -> dict[str, Any]:
+    """config.json of the artifact in *place*, after every listed file proved to be the one that was saved.
+
+    Raises:
+        ZooError: the first file that is missing, truncated or changed, or a listing that is not ours.
+    """
+    if not place.is_dir():
+        raise ZooError(f"artifact folder '{place}' does not exist")
+    if not (place / FILES).is_file():
+        hint = "; `zoo convert` reads official weights" if (place / "config.json").is_file() else ""
+        raise ZooError(f"'{place}' is no artifact: it has no {FILES}{hint}")
+    listed = _json(place / FILES).get("files")
+    if not isinstance(listed, dict) or any(name not in listed for name in NEEDED):
+        raise ZooError(f"{place / FILES} does not list {', '.join(NEEDED)}: the artifact is damaged")
+    for name, wanted in listed.items():
+        if Path(name).name != name or not isinstance(wanted, dict):
+            raise ZooError(f"{place / FILES} lists '{name}', which is not the plain name of a file in the folder")
+        file = place / name
+        if not file.is_file():
+            raise ZooError(f"the artifact '{place}' is incomplete: {name} is missing")
+        size = file.stat().st_size
+        if size != wanted.get("size"):
+            raise ZooError(f"{file} has {size} bytes where {wanted.get('size')} were saved: copy or download it again")
+        if _sha256(file) != wanted.get("sha256"):
+            raise ZooError(f"{file} is not what was saved (its sha256 differs): copy or download it again")
+    return _described(place)
+
+
+def published_files(place: Path) -> list[Path]:
+    """The files of an artifact that belong on the Hub: those listed, the listing and the card."""
+    return [place / name for name in (*_json(place / FILES)["files"], FILES, CARD) if (place / name).is_file()]
+
+
+def _described(place: Path) -> dict[str, Any]:
+    described = _json(place / CONFIG)
+    if described.get("schema") != SCHEMA:
+        raise ZooError(
+            f"{place / CONFIG} has schema {described.get('schema')!r}; this version of seqzoo reads schema {SCHEMA}"
+        )
+    for key in described:
+        if key not in _KEYS:
+            raise ZooError(f"{place / CONFIG}: unknown key '{key}'" + nearest(key, _KEYS))
+    for key in ("model", "config"):
+        if key not in described:
+            raise ZooError(f"{place / CONFIG}: missing key '{key}'")
+    if not isinstance(described["model"], str) or not isinstance(described["config"], dict):
+        raise ZooError(f"{place / CONFIG}: 'model' must be a name and 'config' a mapping")
+    return {"outputs": {}, "tokenizer": None, **described}
+
+
+def _model(place: Path, described: dict[str, Any]) -> nn.Module:
+    target = catalogue.lookup(catalogue.MODELS, described["model"], f"model family in {place / CONFIG}:")
+    try:
+        config = from_dict(resolve(catalogue.schema_target(target)), described["config"], "config")
+    except ConfigError as error:
+        raise ZooError(f"{place / CONFIG}: {error}") from None
+    with torch.random.fork_rng(devices=[]):  # initial weights must not disturb the caller's random numbers
+        model = resolve(target)(config)
+    load_weights(model, place / WEIGHTS)
+    return model.eval()
+
+
+def load_weights(model: nn.Module, file: Path) -> None:
+    """Fill *model* from a safetensors file: the same names, shapes and dtypes, nothing missing, nothing left over.
+
+    Raises:
+        ZooError: the file is damaged or of another architecture; names the first difference.
+    """
+    wanted = untied(model)
+    try:
+        with safe_open(file, "pt") as stored:
+            names = list(stored.keys())
+            for name in [*wanted, *names]:
+                if name not in names or name not in wanted:
+                    what = "lacks" if name in wanted else "holds"
+                    raise ZooError(f"{file} {what} '{name}': these are not the weights of this config")
+                shape = list(stored.get_slice(name).get_shape())
+                if shape != list(wanted[name].shape):
+                    raise ZooError(
+                        f"{file}: '{name}' is {shape}, the config makes it {list(wanted[name].shape)}: "
+                        "these are not the weights of this config"
+                    )
+            with torch.no_grad():
+                for name, tensor in wanted.items():
+                    value = stored.get_tensor(name)
+                    tensor.data = tensor.data.to(value.dtype)  # keeps the parameter, and with it what is tied to it
+                    tensor.copy_(value)
+    except (SafetensorError, OSError) as error:
+        raise ZooError(f"{file} is damaged or no safetensors file ({error})") from None
+
+
+def _load_official(name: str) -> Artifact:
+    """The published weights of a catalogue entry, from the local Hub cache or, when online, the Hub."""
+    from zoo import tokenizers
+    from zoo.convert.official import convert_file
+    from zoo.hub import client
+
+    entry = catalogue.ENTRIES[name]
+    place = client.pull(entry.hub, what=f"the published weights of {name}")
+    family, config, weights = convert_file(place, family=entry.model)
+    with torch.random.fork_rng(devices=[]):
+        model = resolve(catalogue.MODELS[family])(config)
+    model.load_state_dict(weights)
+    tokenizer = tokenizers.from_catalogue(entry.tokenizer) if entry.tokenizer else None
+    return Artifact(model.eval(), tokenizer, place, {"model": family, "outputs": {}, "ref": name})
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if target.is_file():
+        raise ZooError(f"'{target}' is a file; an artifact is a folder")
+    if target.is_dir() and any(target.iterdir()):
+        if not overwrite:
+            raise ZooError(f"'{target}' exists and is not empty: choose another folder, or pass overwrite")
+        if not (target / FILES).is_file():
+            raise ZooError(f"'{target}' is not an artifact, so it is not overwritten")
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """A temporary folder on the same file system, gone after any error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    place.chmod(0o755)
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _publish(place: Path, target: Path) -> None:
+    """Flush and rename; an older artifact stands aside until the new one is in place."""
+    for file in place.iterdir():
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+    if target.is_dir():
+        old = place.with_suffix(".old")
+        target.rename(old)
+        place.rename(target)
+        shutil.rmtree(old)
+    else:
+        place.rename(target)
+
+
+def _write_training(place: Path, recipe: Any, run: Any, metrics_csv: str | Path | None) -> None:
+    import yaml
+
+    if recipe is not None:
+        text = yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True)
+        (place / "recipe.yaml").write_text(text, encoding="utf-8")
+    if run is not None:
+        _write_json(place / "run.json", run)
+    if metrics_csv is not None:
+        shutil.copyfile(metrics_csv, place / "metrics.csv")
+
+
+def _listing(place: Path) -> dict[str, Any]:
+    files = sorted(path for path in place.iterdir() if path.name not in (FILES, CARD))
+    return {file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in files}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _write_json(file: Path, value: Any) -> None:
+    file.write_text(json.dumps(to_dict(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ZooError(f"cannot read {file}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ZooError(f"{file} is not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ZooError(f"{file} holds a {type(value).__name__} where an object was expected")
+    return value

@@ -1,0 +1,281 @@
+"""Model cards: generated from config, run, metrics and data. A section without facts is left out, never left blank."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from zoo import catalogue
+from zoo.config import schema, to_dict
+
+if TYPE_CHECKING:
+    from zoo.hub.artifact import Artifact
+
+# what a family is, for readers who do not know it: one sentence, paper, licence of the idea's publication, limits
+FAMILIES = {
+    "hyenadna": {
+        "about": "HyenaDNA reads DNA one base at a time with long convolutions in place of attention, so that a "
+        "sequence of a million bases costs little more than its length.",
+        "paper": "Nguyen et al. 2023, HyenaDNA: Long-Range Genomic Sequence Modeling at Single Nucleotide Resolution, "
+        "arXiv:2306.15794",
+        "limits": "It reads from left to right and one strand only: predictions for a sequence and for its reverse "
+        "complement differ. Its filters are tied to the longest input it was built for.",
+        "tags": ("dna", "genomics", "hyena", "long-convolution"),
+        "example": "ACGTACGTTAGC",
+    },
+}
+TASK_TAGS = {"causal_lm": "text-generation", "classify": "text-classification", "multiclass": "text-classification",
+             "multilabel": "text-classification", "regression": "text-classification", "lm": "text-generation"}  # fmt: skip
+METRIC_NAMES = {"mcc": "Matthews correlation", "accuracy": "accuracy", "f1": "macro F1", "auroc": "AUROC",
+                "bits_per_base": "bits per base", "perplexity": "perplexity", "loss": "loss"}  # fmt: skip
+SPDX = {"apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc0-1.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0"}
+
+
+def entry_card(name: str) -> str:
+    """The card of a published model of the catalogue, Markdown with a YAML header.
+
+    Raises:
+        ConfigError: no such model.
+    """
+    entry = catalogue.lookup(catalogue.ENTRIES, name, "model")
+    family = FAMILIES.get(entry.model, {})
+    defaults = to_dict(schema(catalogue.schema_target(catalogue.MODELS[entry.model]))())
+    header = {
+        "license": entry.licence if entry.licence in SPDX else "other",
+        "library_name": "seqzoo",
+        "tags": sorted({"seqzoo", entry.model, *family.get("tags", ())}),
+        "pipeline_tag": TASK_TAGS.get(entry.tasks[0]) if entry.tasks else None,
+        "base_model": entry.hub,
+    }
+    facts = [
+        ("family", entry.model),
+        ("published as", f"[{entry.hub}](https://huggingface.co/{entry.hub})"),
+        ("parameters", f"{entry.params:,}"),
+        ("longest input", f"{entry.context:,} tokens" if entry.context else "unbounded"),
+        ("vocabulary", f"{entry.vocab:,} tokens (`{entry.tokenizer}`)"),
+        ("tasks", ", ".join(entry.tasks)),
+        ("licence of the weights", entry.licence),
+    ]
+    changed = {key: value for key, value in entry.config.items() if defaults.get(key) != value}
+    sections = [
+        f"# {name}",
+        family.get("about", ""),
+        table(("", ""), facts),
+        _config_section(changed, entry.model),
+        "## Use\nThe weights are those of the official repository, converted when they are loaded.\n\n"
+        + code(
+            "python needs-hub",
+            f'import torch\nimport zoo\n\nartifact = zoo.load("{name}")\n'
+            + _call(family.get("example", ""), bool(entry.tokenizer)),
+        )
+        + "\n\nThe same architecture with fresh weights, at a size that runs anywhere:\n\n"
+        + code("python", tiny_example(entry.model)),
+        "## How it is checked\nNames, shapes and number of parameters of this checkpoint are compared with the published "
+        "ones; the numbers of the official implementation are reproduced at small sizes with "
+        "`zoo verify tests/parity/cases`.",
+        "## Limits\n" + family["limits"] if family.get("limits") else "",
+        "## Source\n" + family["paper"] if family.get("paper") else "",
+    ]
+    return front_matter(header) + "\n\n".join(part for part in sections if part) + "\n"
+
+
+def tiny_example(family: str) -> str:
+    """Python that builds a small model of *family* and runs it."""
+    target = catalogue.MODELS[family]
+    module, _, name = target.partition(":")
+    if family == "hyenadna":
+        return (
+            f"import torch\nfrom {module} import {name}, {name}Config\n\n"
+            f"model = {name}({name}Config(d_model=32, n_layer=2, max_len=66)).eval()\n"
+            "logits = model(torch.randint(7, 11, (2, 64)))  # [batch, length, vocabulary rows]\n"
+            "assert logits.shape == (2, 64, 16)"
+        )
+    return f"from {module} import {name}, {name}Config\n\nprint({name}Config())"
+
+
+def artifact_card(artifact: Artifact) -> str:
+    """The card of a trained artifact: what it is, data, settings, measured numbers, use, checks, limits."""
+    run, recipe, outputs = artifact.run, artifact.recipe, artifact.info.get("outputs", {})
+    family = FAMILIES.get(artifact.info["model"], {})
+    name = str(run.get("name") or recipe.get("name") or artifact.info["model"])
+    data = recipe.get("data", {})
+    metrics = {key: value for key, value in run.get("metrics", {}).items() if isinstance(value, int | float)}
+    sections = [
+        f"# {name}",
+        "\n\n".join(text for text in (recipe.get("description", ""), family.get("about", "")) if text),
+        table(("", ""), _artifact_facts(artifact)),
+        _data_section(data, run.get("data", {})),
+        _training_section(recipe, run),
+        _metrics_section(metrics, data, run),
+        "## Use\n" + code("python", _use(name, artifact, family)) + _command_line(outputs),
+        "## How it is checked\n`parity.safetensors` holds an input and the outputs of these weights when they were saved; "
+        "`files.json` the sha256 of every file. `zoo verify FOLDER` checks the files, loads the weights strictly and "
+        "compares the outputs.",
+        "## Limits\n" + " ".join(_limits(family, data, metrics)),
+        "## Source\n" + family["paper"] if family.get("paper") else "",
+    ]
+    return front_matter(_artifact_header(name, artifact, metrics)) + "\n\n".join(p for p in sections if p) + "\n"
+
+
+def _artifact_header(name: str, artifact: Artifact, metrics: dict[str, float]) -> dict[str, Any]:
+    family = FAMILIES.get(artifact.info["model"], {})
+    data = artifact.recipe.get("data", {})
+    kind = artifact.info.get("outputs", {}).get("task_kind")
+    tag = TASK_TAGS.get(str(kind))
+    measured = [
+        {"type": key.partition("/")[2], "name": label(key), "value": round(value, 6)}
+        for key, value in metrics.items()
+        if key.startswith("test/")
+    ]
+    header: dict[str, Any] = {
+        "license": "apache-2.0",
+        "library_name": "seqzoo",
+        "tags": sorted({"seqzoo", artifact.info["model"], *family.get("tags", ())}),
+        "pipeline_tag": tag,
+    }
+    if measured and data.get("id"):
+        dataset = {"name": data.get("title") or data["id"], "type": data["id"], "split": "test"}
+        task = {"type": tag or "other"}
+        header["model-index"] = [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": measured}]}]
+    return header
+
+
+def _artifact_facts(artifact: Artifact) -> list[tuple[str, str]]:
+    config, outputs = artifact.config, artifact.info.get("outputs", {})
+    count = sum(p.numel() for p in artifact.model.parameters())
+    longest = getattr(artifact.model, "max_len", None)
+    head = getattr(config, "head", None)
+    facts = [("family", artifact.info["model"]), ("parameters", f"{count:,}")]
+    facts.append(("longest input", f"{longest:,} tokens" if longest else "unbounded"))
+    if artifact.tokenizer is not None:
+        facts.append(("tokenizer", f"{artifact.tokenizer.name}, {artifact.tokenizer.vocab_size} tokens"))
+    if head is not None:
+        predicts = {"lm": "the next token", "sequence": "one answer a sequence", "token": "one answer a token"}
+        pooled = f", pooling: {head.pooling}" if head.kind == "sequence" else ""
+        facts.append(("predicts", predicts.get(head.kind, head.kind) + pooled))
+    if outputs.get("classes"):
+        facts.append(("classes", ", ".join(outputs["classes"])))
+    return facts
+
+
+def _data_section(data: dict[str, Any], seen: dict[str, Any]) -> str:
+    if not data and not seen:
+        return ""
+    facts = [(key, str(data[name])) for key, name in
+             (("data set", "title"), ("id", "id"), ("source", "source"), ("licence", "licence")) if data.get(name)]  # fmt: skip
+    files = [(f"`{item['path'].rsplit('/', 1)[-1]}`", f"`{item['sha256']}`") for item in seen.get("files", ())]
+    parts = [table(("", ""), facts)] if facts else []
+    if files:
+        parts.append(table(("file", "sha256"), files))
+    return "## Training data\n" + "\n\n".join(parts) if parts else ""
+
+
+def _training_section(recipe: dict[str, Any], run: dict[str, Any]) -> str:
+    if not recipe:
+        return ""
+    trainer, optim = recipe.get("trainer", {}), recipe.get("task", {}).get("optim", {})
+    facts = [
+        ("task", recipe.get("task", {}).get("name")),
+        ("started from", recipe.get("init") or "random weights"),
+        ("seed", run.get("seed", recipe.get("seed"))),
+        ("optimiser steps", run.get("steps")),
+        ("epochs", run.get("epochs")),
+        ("weights taken from step", run.get("chosen_step")),
+        ("batch size", recipe.get("data", {}).get("batch_size")),
+        ("precision", trainer.get("precision")),
+        ("gradient clipping", trainer.get("grad_clip")),
+        *((key.replace("_", " "), optim[key]) for key in ("lr", "weight_decay", "betas", "schedule") if key in optim),
+        ("training time", f"{run['timing']['train_seconds']:.0f} s" if run.get("timing") else None),
+        ("hardware", _hardware(run.get("hardware", {}))),
+        ("versions", ", ".join(f"{k} {v}" for k, v in run.get("versions", {}).items())),
+        ("commit", (run.get("git") or {}).get("commit")),
+    ]
+    rows = [(key, _plain(value)) for key, value in facts if value not in (None, "", [])]
+    return (
+        "## Training\n"
+        + table(("", ""), rows)
+        + "\n\nThe whole recipe is `recipe.yaml`, the record of the run `run.json`."
+    )
+
+
+def _hardware(found: dict[str, Any]) -> str:
+    if not found:
+        return ""
+    return str(found.get("gpu") or f"{found.get('threads')} CPU threads ({found.get('machine')})")
+
+
+def _metrics_section(metrics: dict[str, float], data: dict[str, Any], run: dict[str, Any]) -> str:
+    if not metrics:
+        return ""
+    rows = [(label(key), key.partition("/")[0], f"{value:.4f}") for key, value in metrics.items()]
+    monitor = run.get("monitor")
+    chosen = f"the weights with the best {monitor}" if monitor else "the last weights"
+    where = f" of {data['id']}" if data.get("id") else ""
+    protocol = f"Measured once on the held-out splits{where}, with {chosen}; the test split chose nothing."
+    return "## Measured\n" + table(("metric", "split", "value"), rows) + "\n\n" + protocol
+
+
+def _limits(family: dict[str, Any], data: dict[str, Any], metrics: dict[str, float]) -> list[str]:
+    limits = [family["limits"]] if family.get("limits") else []
+    if data.get("id"):
+        limits.append(f"It was trained on {data.get('title') or data['id']} alone; nothing is known of other data.")
+    if not any(key.startswith("test/") for key in metrics):
+        limits.append("It was not measured on a test split.")
+    limits.append("It is a research model, not a medical device.")
+    return limits
+
+
+def _use(name: str, artifact: Artifact, family: dict[str, Any]) -> str:
+    lines = ["import torch", "import zoo", "", 'artifact = zoo.load(".")  # this folder, or its Hub id']
+    lines.append(_call(family.get("example", ""), artifact.tokenizer is not None))
+    return "\n".join(lines)
+
+
+def _call(example: str, tokenizer: bool) -> str:
+    if not tokenizer:
+        return "model = artifact.model"
+    return (
+        f'ids, valid = artifact.tokenizer.encode_batch(["{example}"])\n'
+        "with torch.no_grad():\n"
+        "    logits = artifact.model(torch.from_numpy(ids), torch.from_numpy(valid))\n"
+        "print(logits.shape)"
+    )
+
+
+def _command_line(outputs: dict[str, Any]) -> str:
+    return "\n\n" + code("sh needs-input", "zoo verify .\nzoo predict . --fasta sequences.fa") if outputs else ""
+
+
+def _config_section(changed: dict[str, Any], family: str) -> str:
+    if not changed:
+        return f"Its config is the default of the family `{family}`."
+    rows = [(f"`{key}`", f"`{value}`") for key, value in changed.items()]
+    return "Where its config differs from the family's defaults:\n\n" + table(("field", "value"), rows)
+
+
+def label(metric: str) -> str:
+    """`val/mcc` -> `Matthews correlation`."""
+    name = metric.partition("/")[2] or metric
+    return METRIC_NAMES.get(name, name.replace("_", " "))
+
+
+def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows])
+
+
+def code(language: str, text: str) -> str:
+    """A fenced block. `needs-hub` and `needs-input` after the language mark what cannot run without them."""
+    return f"```{language}\n{text}\n```"
+
+
+def front_matter(header: dict[str, Any]) -> str:
+    """The YAML header of a card; keys without a value are left out."""
+    import yaml
+
+    kept = {key: value for key, value in header.items() if value not in (None, "", [], {})}
+    return "---\n" + yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=1000) + "---\n\n"
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

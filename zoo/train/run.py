@@ -189,6 +189,7 @@ class _Run:
             recipe=to_dict(recipe),
             run=run,
             metrics_csv=self.csv.path,
+            overwrite=True,  # only ever this run's own: claim_folder refused any other
         )
 
 

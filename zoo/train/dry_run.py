@@ -1,0 +1,124 @@
+"""What a recipe would do, found out without training: sizes, steps, memory, files."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from zoo.config import to_dict
+from zoo.train.assemble import build_data, build_model, check_fit, check_lengths, load_start, model_config
+from zoo.train.recipe import RecipeConfig
+from zoo.train.stream import total_steps
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What `zoo train --dry-run` prints.
+
+    Attributes:
+        recipe: the resolved recipe as YAML.
+        parameters: trainable ones.
+        tokens_per_step: tokens of one optimiser step on all devices, padding included, at the data's longest row.
+        steps: optimiser steps of the run.
+        epochs: passes over the training data.
+        memory: bytes by what needs them: weights, gradients, optimiser, activations.
+        files: `path`, `bytes` and `sha256` of each data file.
+    """
+
+    recipe: str
+    parameters: int
+    tokens_per_step: int
+    steps: int
+    epochs: float
+    memory: dict[str, int]
+    files: list[dict[str, Any]]
+
+    def text(self) -> str:
+        """The report for a terminal."""
+        total = sum(self.memory.values())
+        parts = ", ".join(f"{name} {_size(value)}" for name, value in self.memory.items())
+        lines = [
+            self.recipe.rstrip(),
+            "",
+            f"parameters       {self.parameters:,}",
+            f"tokens a step    {self.tokens_per_step:,}",
+            f"steps            {self.steps:,} ({self.epochs:.2f} epochs)",
+            f"memory           about {_size(total)} ({parts})",
+            "files",
+            *(f"  {item['path']}  {_size(item['bytes'])}  sha256 {item['sha256'][:16]}" for item in self.files),
+            "nothing was trained",
+        ]
+        return "\n".join(lines)
+
+
+def dry_run(recipe: RecipeConfig) -> DryRun:
+    """Everything `train` checks, and what it would cost; the model is never given memory.
+
+    Raises:
+        ZooError: what `train` would raise before its first step.
+    """
+    import yaml
+
+    start = load_start(recipe.init) if recipe.init else None
+    tokenizer, data = build_data(recipe, start)
+    data.setup("fit")
+    config = model_config(recipe.model, start, recipe.init)
+    check_fit(recipe, config, tokenizer, data)
+    with FakeTensorMode():  # shapes only: neither memory nor arithmetic
+        model = build_model(recipe.model["name"], config)
+    check_lengths(model, tokenizer, data)
+    options = recipe.trainer
+    batches = len(data.train_dataloader())
+    steps = total_steps(batches, options.max_steps, options.max_epochs, options.accumulate)
+    size = recipe.data.get("batch_size", 1)
+    devices = options.devices if isinstance(options.devices, int) and options.devices > 0 else 1
+    full = dataclasses.replace(recipe, model={"name": recipe.model["name"], **to_dict(config)})
+    return DryRun(
+        recipe=yaml.safe_dump(to_dict(full), sort_keys=False),
+        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        tokens_per_step=size * data.max_tokens * options.accumulate * devices * options.num_nodes,
+        steps=steps,
+        epochs=steps * options.accumulate / batches,
+        memory=memory(model, size, data.max_tokens, options.precision),
+        files=[{**item, "bytes": Path(item["path"]).stat().st_size} for item in data.files()],
+    )
+
+
+def memory(model: nn.Module, batch: int, length: int, precision: str) -> dict[str, int]:
+    """Bytes on one device for a batch [batch, length]: AdamW's two moments, and what the backward pass keeps.
+
+    *model* holds fake tensors; the activations are those that autograd keeps in a forward pass over their shapes.
+    """
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
+        alive.append(tensor)  # or its address could be given to the next one
+        return tensor
+
+    alive: list[torch.Tensor] = []
+    model.train()
+    mode = next(model.parameters()).fake_mode
+    with mode, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(torch.zeros(batch, length, dtype=torch.long))
+    own = {p.untyped_storage()._cdata for p in model.parameters()}
+    activations = sum(size for place, size in kept.items() if place not in own)
+    if precision in ("bf16-mixed", "16-mixed"):
+        activations //= 2
+    return {"weights": weights, "gradients": weights, "optimiser": 2 * weights, "activations": activations}
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

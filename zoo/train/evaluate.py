@@ -1,0 +1,81 @@
+"""Metrics of a finished artifact on a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+
+from zoo import datamodules, tasks
+from zoo.errors import ZooError
+from zoo.train.assemble import LANGUAGE_TASKS, bases_of, check_fit, check_lengths
+from zoo.train.progress import quiet
+from zoo.train.recipe import RecipeConfig, TrainerConfig
+
+
+def opened(ref: Any) -> Any:
+    """The artifact behind a folder, catalogue name or Hub id; an already loaded one is returned as it is."""
+    if not isinstance(ref, str | Path):
+        return ref
+    from zoo.hub import artifact
+
+    return artifact.load(str(ref))
+
+
+def evaluate(
+    ref: Any,
+    section: dict[str, Any],
+    split: Literal["train", "val", "test"] = "test",
+    *,
+    accelerator: str = "auto",
+    precision: str = "32-true",
+) -> dict[str, float]:
+    """Metrics of an artifact on *split* of the data set described by a `data` section, without a stage's prefix.
+
+    Args:
+        ref: folder, catalogue name, Hub id, or a loaded artifact.
+        section: `{"name": ..., **fields}`, as in a recipe.
+        split: which part of the data.
+        accelerator, precision: as in Lightning's Trainer.
+
+    Raises:
+        ZooError: the data does not fit the model (labels, classes, lengths), or has no such split.
+    """
+    quiet()
+    artifact = opened(ref)
+    data = datamodules.build(section, artifact.tokenizer, 0)
+    data.setup("test")
+    task_section = _task(artifact.recipe.get("task", {}), data.task_kind)
+    head = artifact.model.config.head
+    trainer = TrainerConfig(max_steps=1)
+    recipe = RecipeConfig(name="evaluate", model={}, data=section, task=task_section, trainer=trainer)
+    check_fit(recipe, artifact.model.config, artifact.tokenizer, data)
+    check_lengths(artifact.model, artifact.tokenizer, data)
+    trained = artifact.classes
+    if head.kind != "lm" and trained and list(data.classes) != trained:
+        raise ZooError(
+            f"the model was trained on the classes {', '.join(trained)} but the data has {', '.join(data.classes)}: "
+            "name them in the same order with data.classes"
+        )
+    task = tasks.build(task_section, artifact.model)
+    if artifact.tokenizer is not None and hasattr(task, "set_bases"):
+        task.set_bases(bases_of(artifact.tokenizer))
+    runner = pl.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        precision=precision,  # type: ignore[arg-type]
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    runner.test(task, dataloaders=data.loader(split, train=False), verbose=False)
+    return {name.removeprefix("test/"): float(value) for name, value in runner.callback_metrics.items()}
+
+
+def _task(trained: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The task an artifact was trained with if it measures *kind* of labels, else that kind's plain one."""
+    if kind == "lm":
+        return trained if trained.get("name") in LANGUAGE_TASKS else {"name": "causal_lm"}
+    return trained if trained.get("kind") == kind else {"name": "classify", "kind": kind}

@@ -64,6 +64,9 @@ def save(payload: dict[str, Any], path: Path) -> None:
     """Write *payload* (tensors, numbers, strings, plain containers) to *path*, with its sha256 beside it.
 
     The digest lands first: a file that is there without a matching digest was never announced as complete.
+
+    Raises:
+        ZooError: the disk is full or not writable; the checkpoints that were there before are as they were.
     """
     digest = ""
 
@@ -74,7 +77,10 @@ def save(payload: dict[str, Any], path: Path) -> None:
         side = side_file(path)
         write_atomic(side, lambda file: _write_text(file, f"{digest}  {path.name}\n"))
 
-    write_atomic(path, write)
+    try:
+        write_atomic(path, write)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        raise ZooError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _write_text(path: Path, text: str) -> None:

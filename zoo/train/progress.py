@@ -23,6 +23,7 @@ LOGGERS = {
     "mlflow": ("MLFlowLogger", "save_dir"),
 }
 _NOISE = (
+    r".*will save all targets and predictions in the buffer.*",
     r".*does not have many workers.*",
     r".*smaller than the logging interval.*",
     r".*`isinstance\(treespec, LeafSpec\)`.*",

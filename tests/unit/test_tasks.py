@@ -1,0 +1,214 @@
+"""Losses, metrics and schedules against their definitions, and against scikit-learn and scipy."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo import tasks
+from zoo.errors import ConfigError, ZooError
+from zoo.tasks.metrics import WeightedMean
+from zoo.tasks.optim import OptimConfig, lr_factor, make_optimizer
+
+
+class Fixed(nn.Module):
+    """A model that answers with the logits it was given, one row a sample index stored in ids[:, 0]."""
+
+    def __init__(self, table: Tensor, kind: str = "sequence") -> None:
+        super().__init__()
+        self.table = nn.Parameter(table)
+        self.config = SimpleNamespace(head=SimpleNamespace(kind=kind, num_outputs=table.shape[-1]))
+
+    def forward(self, ids: Tensor, valid: Tensor | None = None) -> Tensor:
+        return self.table[ids] if self.config.head.kind == "lm" else self.table[ids[:, 0]]
+
+    def param_groups(self) -> list[Any]:
+        return [{"params": [self.table]}]
+
+
+def run(task: Any, batches: list[dict[str, Tensor]], stage: str = "val") -> dict[str, float]:
+    """One evaluation loop without a trainer."""
+    logged: dict[str, Any] = {}
+    task.log_dict = logged.update
+    for batch in batches:
+        task._evaluate(batch, stage)
+    task._finish(stage)
+    return {key.removeprefix(f"{stage}/"): float(value) for key, value in logged.items()}
+
+
+def test_causal_lm_counts_real_tokens_and_real_bases() -> None:
+    vocab = 8  # 0 pad, 1 end, 4..7 the bases
+    model = Fixed(torch.randn(vocab, vocab), "lm")
+    task = tasks.build({"name": "causal_lm"}, model)
+    task.set_bases([0, 0, 0, 0, 1, 1, 1, 1])
+    first = torch.tensor([[4, 5, 6, 7, 1], [0, 0, 5, 4, 1]])  # the second row is padded on the left
+    second = torch.tensor([[7, 7, 1]])
+    batches = [{"ids": ids, "valid": ids != 0} for ids in (first, second)]
+    got = run(task, batches)
+
+    nats: list[float] = []
+    bits: list[float] = []
+    for ids in (first, second):
+        for row in ids.tolist():
+            real = [token for token in row if token != 0]
+            for before, after in pairwise(real):
+                nat = -float(model.table.detach()[before].log_softmax(-1)[after])
+                nats.append(nat)
+                if after >= 4:
+                    bits.append(nat / math.log(2))
+    assert got["loss"] == pytest.approx(np.mean(nats), rel=1e-6)
+    assert got["perplexity"] == pytest.approx(math.exp(np.mean(nats)), rel=1e-6)
+    assert got["bits_per_base"] == pytest.approx(np.mean(bits), rel=1e-6)
+
+
+def test_causal_lm_bits_of_tokens_with_several_bases() -> None:
+    task = tasks.build({"name": "causal_lm"}, Fixed(torch.zeros(3, 3), "lm"))
+    task.set_bases([0, 6, 2])  # uniform over 3 tokens: log2(3) bits a token
+    ids = torch.tensor([[1, 1, 2, 0]])
+    got = run(task, [{"ids": ids, "valid": torch.ones_like(ids, dtype=torch.bool)}])
+    assert got["bits_per_base"] == pytest.approx(2 * math.log2(3) / 8, rel=1e-6)
+
+
+def test_causal_lm_official_padding_and_z_loss() -> None:
+    model = Fixed(torch.randn(8, 8), "lm")
+    ids = torch.tensor([[0, 0, 5, 4]])
+    batch = {"ids": ids, "valid": ids != 0}
+    logits = model.table[ids][:, :-1]
+    official = tasks.build({"name": "causal_lm", "loss_on_pad": True}, model)
+    assert float(official.compute(batch, "train")[0]) == pytest.approx(
+        float(F.cross_entropy(logits.reshape(-1, 8), ids[:, 1:].reshape(-1))), rel=1e-6
+    )
+    plain, z = (tasks.build({"name": "causal_lm", "z_loss": weight}, model) for weight in (0.0, 0.5))
+    extra = float(z.compute(batch, "train")[0] - plain.compute(batch, "train")[0])
+    assert extra == pytest.approx(0.5 * float(torch.logsumexp(logits[0, 2], -1)) ** 2, rel=1e-5)
+
+
+def classify_batches(labels: Tensor, size: int) -> list[dict[str, Tensor]]:
+    places = torch.arange(len(labels))
+    return [{"ids": part[:, None], "labels": labels[part]} for part in places.split(size)]
+
+
+def test_multiclass_metrics_are_scikit_learns() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    table, labels = torch.randn(101, 3), torch.randint(3, (101,))
+    got = run(tasks.build({"name": "classify"}, Fixed(table)), classify_batches(labels, 16))
+    predicted, truth = table.argmax(1).numpy(), labels.numpy()
+    assert got["loss"] == pytest.approx(float(F.cross_entropy(table, labels)), rel=1e-5)
+    assert got["accuracy"] == pytest.approx(metrics.accuracy_score(truth, predicted), abs=1e-6)
+    assert got["f1"] == pytest.approx(metrics.f1_score(truth, predicted, average="macro"), abs=1e-6)
+    assert got["mcc"] == pytest.approx(metrics.matthews_corrcoef(truth, predicted), abs=1e-6)
+    auroc = metrics.roc_auc_score(truth, table.softmax(1).numpy(), multi_class="ovr", average="macro")
+    assert got["auroc"] == pytest.approx(auroc, abs=1e-6)
+
+
+def test_multilabel_metrics_are_scikit_learns() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    table, labels = torch.randn(90, 4), torch.randint(2, (90, 4)).float()
+    task = tasks.build({"name": "classify", "kind": "multilabel"}, Fixed(table))
+    got = run(task, classify_batches(labels, 32))
+    assert got["loss"] == pytest.approx(float(F.binary_cross_entropy_with_logits(table, labels)), rel=1e-5)
+    truth, predicted = labels.numpy(), (table > 0).numpy()
+    assert got["f1"] == pytest.approx(metrics.f1_score(truth, predicted, average="macro"), abs=1e-6)
+    assert got["auroc"] == pytest.approx(metrics.roc_auc_score(truth, table.numpy(), average="macro"), abs=1e-6)
+    assert got["mcc"] == pytest.approx(metrics.matthews_corrcoef(truth.ravel(), predicted.ravel()), abs=1e-6)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_regression_metrics_are_scipys(outputs: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    metrics = pytest.importorskip("sklearn.metrics")
+    table = torch.randn(80, outputs)
+    labels = table + torch.randn(80, outputs)
+    given = labels[:, 0] if outputs == 1 else labels
+    task = tasks.build({"name": "classify", "kind": "regression"}, Fixed(table))
+    got = run(task, classify_batches(given, 32))
+    pairs = list(zip(labels.T.numpy(), table.T.numpy(), strict=True))
+    assert got["loss"] == pytest.approx(float(F.mse_loss(table, labels)), rel=1e-5)
+    assert got["pearson"] == pytest.approx(np.mean([stats.pearsonr(*pair)[0] for pair in pairs]), abs=1e-5)
+    assert got["spearman"] == pytest.approx(np.mean([stats.spearmanr(*pair)[0] for pair in pairs]), abs=1e-5)
+    assert got["r2"] == pytest.approx(metrics.r2_score(labels.numpy(), table.numpy()), abs=1e-5)
+
+
+def test_class_weights_and_smoothing_act_in_training_only() -> None:
+    table, labels = torch.randn(12, 3), torch.randint(3, (12,))
+    weights = (1.0, 2.0, 0.5)
+    section = {"name": "classify", "class_weights": weights, "label_smoothing": 0.1}
+    task = tasks.build(section, Fixed(table))
+    (batch,) = classify_batches(labels, 12)
+    expected = F.cross_entropy(table, labels, weight=torch.tensor(weights), label_smoothing=0.1)
+    assert float(task.compute(batch, "train")[0]) == pytest.approx(float(expected), rel=1e-6)
+    assert float(task.compute(batch, "val")[0]) == pytest.approx(float(F.cross_entropy(table, labels)), rel=1e-6)
+
+
+def test_token_labels_leave_out_ignored_places() -> None:
+    class PerToken(Fixed):
+        def forward(self, ids: Tensor, valid: Tensor | None = None) -> Tensor:
+            return self.table[ids]
+
+    table = torch.randn(5, 3)
+    ids, labels = torch.tensor([[0, 1, 2], [3, 4, 0]]), torch.tensor([[2, -100, 0], [1, 1, -100]])
+    task = tasks.build({"name": "classify"}, PerToken(table, "token"))
+    loss, weight = task.compute({"ids": ids, "labels": labels}, "train")
+    assert int(weight) == 4
+    assert float(loss) == pytest.approx(
+        float(F.cross_entropy(table[[0, 2, 3, 4]], torch.tensor([2, 0, 1, 1]))), rel=1e-6
+    )
+
+
+def test_refusals_name_both_sides() -> None:
+    with pytest.raises(ZooError, match="2 numbers but the head has 3 outputs"):
+        tasks.build({"name": "classify", "class_weights": [1.0, 2.0]}, Fixed(torch.zeros(1, 3)))
+    with pytest.raises(ZooError, match=r"model\.head\.kind=sequence"):
+        tasks.build({"name": "classify"}, Fixed(torch.zeros(1, 3), "lm"))
+    with pytest.raises(ConfigError, match="did you mean 'classify'"):
+        tasks.build({"name": "clasify"}, Fixed(torch.zeros(1, 3)))
+    task = tasks.build({"name": "classify", "kind": "multilabel"}, Fixed(torch.zeros(4, 3)))
+    with pytest.raises(ZooError, match="2 columns but the head has 3 outputs"):
+        task.compute({"ids": torch.zeros(4, 1, dtype=torch.long), "labels": torch.zeros(4, 2)}, "train")
+
+
+def test_weighted_mean_of_nothing_and_of_unequal_batches() -> None:
+    mean = WeightedMean()
+    mean.update(torch.tensor(float("nan")), 0)
+    mean.update(torch.tensor(1.0), 3)
+    mean.update(torch.tensor(5.0), 1)
+    assert float(mean.compute()) == 2.0
+
+
+def test_schedule_warms_up_and_falls_to_its_floor() -> None:
+    config = OptimConfig(warmup_steps=10, schedule="cosine", min_lr_ratio=0.1)
+    factors = [lr_factor(step, 110, config) for step in range(111)]
+    assert all(a < b for a, b in pairwise(factors[:11]))
+    assert all(a > b for a, b in pairwise(factors[10:]))
+    assert factors[10] == 1.0
+    assert factors[60] == pytest.approx(0.55)
+    assert factors[110] == pytest.approx(0.1)
+    linear = OptimConfig(warmup_ratio=0.5, schedule="linear", min_lr_ratio=0.0)
+    assert lr_factor(75, 100, linear) == pytest.approx(0.5)
+    assert lr_factor(75, 100, OptimConfig(schedule="constant")) == 1.0
+
+
+def test_groups_keep_their_own_settings() -> None:
+    a, b, c, d = (nn.Parameter(torch.zeros(1)) for _ in range(4))
+    config = OptimConfig(lr=0.5, weight_decay=0.2, backbone_lr_ratio=0.1, warmup_ratio=0.0, schedule="constant")
+    groups = [{"params": [a], "weight_decay": 0.0, "lr_scale": 0.5}, {"params": [b], "lr": 0.3}, {"params": [c, d]}]
+    optimizer, _ = make_optimizer(groups, config, 10, head={id(d)})
+    found = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    assert found[id(a)] == pytest.approx((0.025, 0.0))
+    assert found[id(b)] == pytest.approx((0.03, 0.2))
+    assert found[id(c)] == pytest.approx((0.05, 0.2))
+    assert found[id(d)] == pytest.approx((0.5, 0.2))
+
+
+def test_hyperparameters_are_plain_values() -> None:
+    task = tasks.build({"name": "causal_lm"}, Fixed(torch.zeros(2, 2), "lm"))
+    assert type(task.hparams["task"]) is dict
+    assert type(task.hparams["task"]["optim"]["betas"]) is list

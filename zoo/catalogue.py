@@ -12,6 +12,7 @@ from typing import Any
 from zoo.errors import ConfigError, nearest
 
 MODELS = {
+    "flextok": "zoo.models.flextok:FlexTok",
     "titok": "zoo.models.titok:TiTok",
     "flextok_vae": "zoo.models.flextok_vae:FlexTokVAE",
     "maskgit_vqgan": "zoo.models.maskgit_vqgan:MaskGITVQGAN",
@@ -48,18 +49,21 @@ TASKS = {
 
 # official weights and configs <-> ours: module with to_zoo, to_official, config_from_official
 CONVERTERS = {
+    "flextok": "zoo.convert.flextok",
     "titok": "zoo.convert.titok",
     "flextok_vae": "zoo.convert.flextok_vae",
     "maskgit_vqgan": "zoo.convert.maskgit_vqgan",
     "hyenadna": "zoo.convert.hyenadna",
     "s4": "zoo.convert.s4",
     "mamba2": "zoo.convert.mamba2",
+    "based": "zoo.convert.based",
 }
 
 # parity cases: system -> function that runs a case
 REPLAYS = {
     "hyena": "zoo.convert.hyenadna_parity:replay_hyena",
     "lfq": "zoo.convert.quantizers:replay_lfq",
+    "flextok": "zoo.convert.flextok:replay",
     "flextok-vae": "zoo.convert.flextok_vae:replay",
     "maskgit-vqgan": "zoo.convert.maskgit_vqgan:replay",
     "lpips": "zoo.convert.image_losses:replay_lpips",
@@ -72,6 +76,8 @@ REPLAYS = {
     "s4": "zoo.convert.s4:replay",
     "mamba2": "zoo.convert.mamba2:replay",
     "mamba2-ssd": "zoo.convert.mamba2:replay_ssd",
+    "based": "zoo.convert.based:replay",
+    "jrt": "zoo.convert.based:replay_jrt",
 }
 
 

@@ -14,6 +14,7 @@ from zoo.config import from_dict, resolve, to_dict
 CASES = Path(__file__).parent / "cases"
 FAMILIES = {
     "maskgit-vqgan": "maskgit_vqgan",
+    "flextok": "flextok",
     "flextok-vae": "flextok_vae",
     "tatitok": "titok",
     "titok": "titok",

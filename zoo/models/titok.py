@@ -194,9 +194,8 @@ class TiTok(VisualModel):
         """The transformer decoder alone: [B, K, C] -> its head's output."""
         wanted = self.config.text_length
         if (text is not None) != bool(wanted):
-            raise ZooError(
-                f"TiTok was built {'with' if wanted else 'without'} captions, but {'none were' if text is None else 'some were'} given"
-            )
+            built, given = ("with", "none were") if wanted else ("without", "some were")
+            raise ZooError(f"TiTok was built {built} captions, but {given} given")
         if text is not None and text.shape[1:] != (wanted, self.config.text_width):
             raise ZooError(
                 f"TiTok takes caption states [B, {wanted}, {self.config.text_width}], got {list(text.shape)}"

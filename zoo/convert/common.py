@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.convert import Row, load_strict, rows_to_official, rows_to_ours
+from zoo.convert.parity import Case
 from zoo.errors import ZooError
 
 M = TypeVar("M", bound=nn.Module)
@@ -76,3 +78,9 @@ def gradients(module: nn.Module, rows: Iterable[Row], what: str) -> dict[str, Te
 def next_token_loss(logits: Tensor, ids: Tensor) -> Tensor:
     """Mean next-token cross-entropy of logits [B, L, V] (padded rows of the vocabulary included)."""
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+
+def given_prefill(case: Case, default: int) -> int:
+    """Tokens a case prefills before it steps: its notes say "24 positions"; *default* where they do not."""
+    found = re.search(r"(\d+) positions", case.meta.get("notes", ""))
+    return int(found.group(1)) if found else default

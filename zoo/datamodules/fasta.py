@@ -7,8 +7,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,21 +78,29 @@ class Record:
 class Genome:
     """Random access to the sequences of one or more FASTA files, as bytes; nothing is read before it is asked for.
 
-    Compressed files are decompressed once into the cache folder; indexes are kept there too, so that nothing is ever
-    written beside the data. Files are memory-mapped: worker processes share them.
+    Compressed files are decompressed once into the cache folder, and files with lines of uneven length are rewritten
+    there; indexes are kept there too, so that nothing is ever written beside the data. Files are memory-mapped: worker
+    processes share them.
 
     Attributes:
         records: name -> Record, in file order.
 
     Raises:
-        ZooError: missing, empty, not FASTA, broken gzip, lines of uneven length, or a name that occurs twice.
+        ZooError: missing, empty, not FASTA, broken gzip, or a name that occurs twice.
     """
 
     def __init__(self, paths: list[Path]) -> None:
-        self.paths = [_plain(path) for path in paths]
+        self.paths: list[Path] = []
         self.records: dict[str, Record] = {}
-        for number, (given, path) in enumerate(zip(paths, self.paths, strict=True)):
-            for record in _index(given, path, number):
+        for number, given in enumerate(paths):
+            path = _plain(given)
+            try:
+                records = _index(given, path, number)
+            except _UnevenLines:
+                path = _one_line_each(path)
+                records = _index(given, path, number)
+            self.paths.append(path)
+            for record in records:
                 if record.name in self.records:
                     raise ZooError(f"the sequence name '{record.name}' occurs twice ('{given}')")
                 self.records[record.name] = record
@@ -139,24 +149,44 @@ def _plain(path: Path) -> Path:
         if stream.read(2) != b"\x1f\x8b":
             return path
     target = cache_folder() / f"{digest(path)[:32]}.fa"
-    if target.is_file():
-        return target
+    if not target.is_file():
+        with opened(path) as packed, _written(target) as out:
+            shutil.copyfileobj(packed, out, 1 << 20)
+    return target
+
+
+def _one_line_each(path: Path) -> Path:
+    """A copy in the cache with each sequence on one line, which is what an index by arithmetic needs."""
+    target = cache_folder() / f"{digest(path)[:32]}.lines.fa"
+    if not target.is_file():
+        with _written(target) as out:
+            for header, sequence in read_fasta(path):
+                out.write(b">" + header.encode("latin-1") + b"\n" + sequence + b"\n")
+    return target
+
+
+@contextmanager
+def _written(target: Path) -> Iterator[BinaryIO]:
+    """A file that appears under its name only when it is complete; another process may write the same one."""
     descriptor, name = tempfile.mkstemp(dir=target.parent)
     try:
-        with opened(path) as packed, os.fdopen(descriptor, "wb") as out:
-            shutil.copyfileobj(packed, out, 1 << 20)
-        os.replace(name, target)  # another process may have been faster; the content is the same
+        with os.fdopen(descriptor, "wb") as out:
+            yield out
+        os.replace(name, target)
     except BaseException:
         os.unlink(name)
         raise
-    return target
+
+
+class _UnevenLines(Exception):
+    """The file cannot be indexed because the lines of a sequence differ in length."""
 
 
 def _index(given: Path, path: Path, number: int) -> list[Record]:
     from pyfaidx import Faidx, FastaIndexingError, FastaNotFoundError, FetchError, IndexNotFoundError
 
     with path.open("rb") as stream:
-        head = stream.read(4096).lstrip()
+        head = stream.read(4096).lstrip().split(b"\n")[0].rstrip()
     if not head:
         raise ZooError(f"FASTA file '{given}' is empty")
     if not head.startswith(b">"):
@@ -172,6 +202,8 @@ def _index(given: Path, path: Path, number: int) -> list[Record]:
             ]
     except (FastaIndexingError, FastaNotFoundError, FetchError, IndexNotFoundError, ValueError) as error:
         index.unlink(missing_ok=True)
+        if "Line length" in str(error):
+            raise _UnevenLines from None
         text = str(error).strip().splitlines() or ["no reason given"]
         raise ZooError(f"'{given}' cannot be indexed as FASTA: {text[0]}") from None
     kept = [record for record in found if record.length > 0]

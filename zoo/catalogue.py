@@ -28,7 +28,7 @@ MIXERS = {
     "s4d": "zoo.nn.s4:S4D",
     "based": "zoo.nn.based:Based",
     "jrt": "zoo.nn.based:JRT",
-    "baseconv": "zoo.nn.based:BaseConv",
+    "baseconv": "zoo.nn.baseconv:BaseConv",
 }
 
 TOKENIZERS = {

@@ -12,7 +12,8 @@ from zoo.convert import rows_to_official, rows_to_ours
 from zoo.convert.based import baseconv_rows, taylor_rows
 from zoo.errors import ConfigError, ZooError
 from zoo.nn import based
-from zoo.nn.based import JRT, BaseConv, BaseConvConfig, Based, BasedConfig, JRTConfig, taylor_features
+from zoo.nn.baseconv import BaseConv, BaseConvConfig
+from zoo.nn.based import JRT, Based, BasedConfig, JRTConfig, taylor_features
 from zoo.nn.layout import CAUSAL, Layout
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from zoo.convert import Row
 from zoo.convert.common import given_prefill, linear, load
 from zoo.convert.parity import Case
-from zoo.nn.based import JRT, BaseConv, BaseConvConfig, Based, BasedConfig, JRTConfig, taylor_features
+from zoo.nn.baseconv import BaseConv, BaseConvConfig
+from zoo.nn.based import JRT, Based, BasedConfig, JRTConfig, taylor_features
 from zoo.nn.layout import CAUSAL, Layout
 
 WHAT = "BASED weights"

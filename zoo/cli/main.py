@@ -23,7 +23,7 @@ COMMANDS = {
     "convert": ("zoo.cli.convert", "turn a file of official weights into an artifact"),
     "quickstart": (
         "zoo.cli.quickstart",
-        "pretrain, fine-tune, measure, save and predict on DNA that ships with the zoo",
+        "the whole line on real DNA: pretrain, fine-tune, measure, verify, predict",
     ),
 }
 
@@ -64,6 +64,11 @@ def main(argv: list[str] | None = None) -> int:
     except ZooError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning shuts down on Ctrl-C and exits by itself
+            print("interrupted", file=sys.stderr)
+            return 130
+        raise
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -79,7 +84,7 @@ def dispatch(arguments: list[str]) -> int:
     Raises:
         ZooError: unknown command, wrong options, or the command's own complaint.
     """
-    if not arguments or arguments[0] in ("-h", "--help", "help") and len(arguments) == 1:
+    if not arguments or (arguments[0] in ("-h", "--help", "help") and len(arguments) == 1):
         print(usage(), end="")
         return 0
     name, rest = arguments[0], arguments[1:]

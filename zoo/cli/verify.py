@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def parser() -> Parser:
     command = Parser(
         "verify",
-        "Replay parity cases (folders with case.json, at any depth) or artifacts. One line a case: outputs checked and\n"
-        "the worst of them, with its largest error and that error in units of the tolerance (1 is the limit).\n"
+        "Replay parity cases (folders with case.json, at any depth) or artifacts. One line a case: outputs checked\n"
+        "and the worst of them, with its largest error and that error in units of the tolerance (1 is the limit).\n"
         "Exit status: 0 all passed, 1 some failed, 2 bad input.",
         [
             "zoo verify tests/parity/cases",
@@ -76,13 +76,13 @@ def _results(paths: list[str]) -> Iterator[CaseResult]:
 def _artifact(ref: str) -> CaseResult:
     from zoo.convert.parity import CaseResult
     from zoo.errors import ZooError
-    from zoo.hub import artifact
+    from zoo.hub import artifact, files
 
     path = Path(ref).expanduser()
     if not path.exists():
         loaded = artifact.load(ref)
         path = loaded.path
-        if not (path / artifact.PARITY).is_file():
+        if not (path / files.PARITY).is_file():
             raise ZooError(f"'{ref}' holds official weights without outputs of their own; they loaded strictly")
     elif not path.is_dir():
         raise ZooError(f"'{ref}' is a file, neither an artifact nor a folder of cases")
@@ -140,7 +140,13 @@ def as_dict(result: CaseResult) -> dict[str, Any]:
         "skipped": result.skipped or None,
         "problem": result.problem or None,
         "outputs": [
-            {"name": c.name, "passed": c.passed, "error": number(c.error), "ratio": number(c.ratio), "problem": c.problem or None}
-            for c in result.checks
+            {
+                "name": check.name,
+                "passed": check.passed,
+                "error": number(check.error),
+                "ratio": number(check.ratio),
+                "problem": check.problem or None,
+            }
+            for check in result.checks
         ],
-    }  # fmt: skip
+    }

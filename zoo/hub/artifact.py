@@ -11,8 +11,6 @@ files.json            size and sha256 of all of them but the card, which people 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -29,20 +27,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from zoo import __version__, catalogue
+from zoo._resources import folder
 from zoo.config import from_dict, resolve, to_dict
 from zoo.errors import ConfigError, ZooError, nearest
-from zoo.hub import parity
-
-SCHEMA = 1
-CONFIG, WEIGHTS, PARITY, FILES, CARD = (
-    "config.json",
-    "model.safetensors",
-    "parity.safetensors",
-    "files.json",
-    "README.md",
-)
-NEEDED = (CONFIG, WEIGHTS, PARITY)
-_KEYS = ("schema", "library_name", "library_version", "model", "config", "outputs", "tokenizer")
+from zoo.hub import files, parity
 
 
 @dataclass
@@ -75,7 +63,7 @@ class Artifact:
     def run(self) -> dict[str, Any]:
         """run.json: seed, versions, commit, data, metrics; empty where the artifact was not trained here."""
         file = self.path / "run.json"
-        return _json(file) if file.is_file() else {}
+        return files.read_json(file) if file.is_file() else {}
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
@@ -123,7 +111,7 @@ def save(
         "classes": list(data.get("classes", ()) if classes is None else classes),
     }
     described = {
-        "schema": SCHEMA,
+        "schema": files.SCHEMA,
         "library_name": "seqzoo",
         "library_version": __version__,
         "model": family_of(model),
@@ -132,20 +120,20 @@ def save(
         "tokenizer": None if tokenizer is None else tokenizer.section()["name"],
     }
     with _beside(target) as place:
-        _write_json(place / CONFIG, described)
+        files.write_json(place / files.CONFIG, described)
         state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in untied(model).items()}
-        save_file(state, place / WEIGHTS, metadata={"format": "pt"})
+        save_file(state, place / files.WEIGHTS, metadata={"format": "pt"})
         if tokenizer is not None:
             tokenizer.save(place)
         _write_training(place, recipe, run, metrics_csv)
         rebuilt = _model(place, described)  # from the files: what is published is what is checked
-        parity.write(rebuilt, place / PARITY, samples)
-        _write_json(place / FILES, {"schema": SCHEMA, "files": _listing(place)})
+        parity.write(rebuilt, place / files.PARITY, samples)
+        files.write_json(place / files.FILES, {"schema": files.SCHEMA, "files": files.listing(place)})
         if card is None:
             from zoo.hub.card import artifact_card
 
             card = artifact_card(Artifact(rebuilt, tokenizer, place, described))
-        (place / CARD).write_text(card, encoding="utf-8")
+        (place / files.CARD).write_text(card, encoding="utf-8")
         _publish(place, target)
     return target
 
@@ -184,7 +172,7 @@ def verify(directory: str | Path) -> list[Any]:
         ZooError: as `load` for a folder.
     """
     place = Path(directory).expanduser()
-    return parity.replay(_load_folder(place, str(directory)).model, place / PARITY)
+    return parity.replay(_load_folder(place, str(directory)).model, place / files.PARITY)
 
 
 def family_of(model: nn.Module) -> str:
@@ -211,7 +199,7 @@ def untied(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _load_folder(place: Path, ref: str) -> Artifact:
-    described = check_files(place)
+    described = files.check_files(place)
     model = _model(place, described)
     tokenizer = None
     if described["tokenizer"]:
@@ -221,65 +209,15 @@ def _load_folder(place: Path, ref: str) -> Artifact:
     return Artifact(model, tokenizer, place, {**described, "ref": ref})
 
 
-def check_files(place: Path) -> dict[str, Any]:
-    """config.json of the artifact in *place*, after every listed file proved to be the one that was saved.
-
-    Raises:
-        ZooError: the first file that is missing, truncated or changed, or a listing that is not ours.
-    """
-    if not place.is_dir():
-        raise ZooError(f"artifact folder '{place}' does not exist")
-    if not (place / FILES).is_file():
-        hint = "; `zoo convert` reads official weights" if (place / "config.json").is_file() else ""
-        raise ZooError(f"'{place}' is no artifact: it has no {FILES}{hint}")
-    listed = _json(place / FILES).get("files")
-    if not isinstance(listed, dict) or any(name not in listed for name in NEEDED):
-        raise ZooError(f"{place / FILES} does not list {', '.join(NEEDED)}: the artifact is damaged")
-    for name, wanted in listed.items():
-        if Path(name).name != name or not isinstance(wanted, dict):
-            raise ZooError(f"{place / FILES} lists '{name}', which is not the plain name of a file in the folder")
-        file = place / name
-        if not file.is_file():
-            raise ZooError(f"the artifact '{place}' is incomplete: {name} is missing")
-        size = file.stat().st_size
-        if size != wanted.get("size"):
-            raise ZooError(f"{file} has {size} bytes where {wanted.get('size')} were saved: copy or download it again")
-        if _sha256(file) != wanted.get("sha256"):
-            raise ZooError(f"{file} is not what was saved (its sha256 differs): copy or download it again")
-    return _described(place)
-
-
-def published_files(place: Path) -> list[Path]:
-    """The files of an artifact that belong on the Hub: those listed, the listing and the card."""
-    return [place / name for name in (*_json(place / FILES)["files"], FILES, CARD) if (place / name).is_file()]
-
-
-def _described(place: Path) -> dict[str, Any]:
-    described = _json(place / CONFIG)
-    if described.get("schema") != SCHEMA:
-        raise ZooError(
-            f"{place / CONFIG} has schema {described.get('schema')!r}; this version of seqzoo reads schema {SCHEMA}"
-        )
-    for key in described:
-        if key not in _KEYS:
-            raise ZooError(f"{place / CONFIG}: unknown key '{key}'" + nearest(key, _KEYS))
-    for key in ("model", "config"):
-        if key not in described:
-            raise ZooError(f"{place / CONFIG}: missing key '{key}'")
-    if not isinstance(described["model"], str) or not isinstance(described["config"], dict):
-        raise ZooError(f"{place / CONFIG}: 'model' must be a name and 'config' a mapping")
-    return {"outputs": {}, "tokenizer": None, **described}
-
-
 def _model(place: Path, described: dict[str, Any]) -> nn.Module:
-    target = catalogue.lookup(catalogue.MODELS, described["model"], f"model family in {place / CONFIG}:")
+    target = catalogue.lookup(catalogue.MODELS, described["model"], f"model family in {place / files.CONFIG}:")
     try:
         config = from_dict(resolve(catalogue.schema_target(target)), described["config"], "config")
     except ConfigError as error:
-        raise ZooError(f"{place / CONFIG}: {error}") from None
+        raise ZooError(f"{place / files.CONFIG}: {error}") from None
     with torch.random.fork_rng(devices=[]):  # initial weights must not disturb the caller's random numbers
         model = resolve(target)(config)
-    load_weights(model, place / WEIGHTS)
+    load_weights(model, place / files.WEIGHTS)
     return model.eval()
 
 
@@ -334,7 +272,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
     if target.is_dir() and any(target.iterdir()):
         if not overwrite:
             raise ZooError(f"'{target}' exists and is not empty: choose another folder, or pass overwrite")
-        if not (target / FILES).is_file():
+        if not (target / files.FILES).is_file():
             raise ZooError(f"'{target}' is not an artifact, so it is not overwritten")
 
 
@@ -371,32 +309,20 @@ def _write_training(place: Path, recipe: Any, run: Any, metrics_csv: str | Path 
         text = yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True)
         (place / "recipe.yaml").write_text(text, encoding="utf-8")
     if run is not None:
-        _write_json(place / "run.json", run)
+        files.write_json(place / "run.json", _portable(run))
     if metrics_csv is not None:
         shutil.copyfile(metrics_csv, place / "metrics.csv")
 
 
-def _listing(place: Path) -> dict[str, Any]:
-    files = sorted(path for path in place.iterdir() if path.name not in (FILES, CARD))
-    return {file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in files}
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _write_json(file: Path, value: Any) -> None:
-    file.write_text(json.dumps(to_dict(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ZooError(f"cannot read {file}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise ZooError(f"{file} is not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ZooError(f"{file} holds a {type(value).__name__} where an object was expected")
-    return value
+def _portable(run: dict[str, Any]) -> dict[str, Any]:
+    """The record with data paths relative to the catalogue or the working directory: home folders are private."""
+    data = run.get("data", {})
+    if not data.get("files"):
+        return run
+    bases = (folder("datamodules"), Path.cwd())
+    kept = []
+    for item in data["files"]:
+        path = Path(item["path"])
+        base = next((base for base in bases if path.is_relative_to(base)), path.parent)
+        kept.append({**item, "path": str(path.relative_to(base))})
+    return {**run, "data": {**data, "files": kept}}

@@ -23,8 +23,13 @@ FAMILIES = {
         "example": "ACGTACGTTAGC",
     },
 }
-TASK_TAGS = {"causal_lm": "text-generation", "classify": "text-classification", "multiclass": "text-classification",
-             "multilabel": "text-classification", "regression": "text-classification", "lm": "text-generation"}  # fmt: skip
+TASK_TAGS = {
+    "causal_lm": "text-generation",
+    "lm": "text-generation",
+    "classify": "text-classification",
+    "multiclass": "text-classification",
+    "multilabel": "text-classification",
+}
 METRIC_NAMES = {"mcc": "Matthews correlation", "accuracy": "accuracy", "f1": "macro F1", "auroc": "AUROC",
                 "bits_per_base": "bits per base", "perplexity": "perplexity", "loss": "loss"}  # fmt: skip
 SPDX = {"apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc0-1.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0"}
@@ -69,8 +74,8 @@ def entry_card(name: str) -> str:
         )
         + "\n\nThe same architecture with fresh weights, at a size that runs anywhere:\n\n"
         + code("python", tiny_example(entry.model)),
-        "## How it is checked\nNames, shapes and number of parameters of this checkpoint are compared with the published "
-        "ones; the numbers of the official implementation are reproduced at small sizes with "
+        "## How it is checked\nNames, shapes and number of parameters of this checkpoint are compared with the "
+        "published ones; the numbers of the official implementation are reproduced at small sizes with "
         "`zoo verify tests/parity/cases`.",
         "## Limits\n" + family["limits"] if family.get("limits") else "",
         "## Source\n" + family["paper"] if family.get("paper") else "",
@@ -107,9 +112,9 @@ def artifact_card(artifact: Artifact) -> str:
         _training_section(recipe, run),
         _metrics_section(metrics, data, run),
         "## Use\n" + code("python", _use(name, artifact, family)) + _command_line(outputs),
-        "## How it is checked\n`parity.safetensors` holds an input and the outputs of these weights when they were saved; "
-        "`files.json` the sha256 of every file. `zoo verify FOLDER` checks the files, loads the weights strictly and "
-        "compares the outputs.",
+        "## How it is checked\n`parity.safetensors` holds an input and the outputs of these weights when they were "
+        "saved; `files.json` the sha256 of every file. `zoo verify FOLDER` checks the files, loads the weights strictly "
+        "and compares the outputs.",
         "## Limits\n" + " ".join(_limits(family, data, metrics)),
         "## Source\n" + family["paper"] if family.get("paper") else "",
     ]
@@ -127,7 +132,7 @@ def _artifact_header(name: str, artifact: Artifact, metrics: dict[str, float]) -
         if key.startswith("test/")
     ]
     header: dict[str, Any] = {
-        "license": "apache-2.0",
+        "license": _licence(data),
         "library_name": "seqzoo",
         "tags": sorted({"seqzoo", artifact.info["model"], *family.get("tags", ())}),
         "pipeline_tag": tag,
@@ -137,6 +142,12 @@ def _artifact_header(name: str, artifact: Artifact, metrics: dict[str, float]) -
         task = {"type": tag or "other"}
         header["model-index"] = [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": measured}]}]
     return header
+
+
+def _licence(data: dict[str, Any]) -> str | None:
+    """The licence of the data, which trained weights should not be freer than; None (left out) where none is known."""
+    stated = str(data.get("licence", "")).lower()
+    return stated if stated in SPDX else ("other" if stated else None)
 
 
 def _artifact_facts(artifact: Artifact) -> list[tuple[str, str]]:
@@ -160,8 +171,8 @@ def _artifact_facts(artifact: Artifact) -> list[tuple[str, str]]:
 def _data_section(data: dict[str, Any], seen: dict[str, Any]) -> str:
     if not data and not seen:
         return ""
-    facts = [(key, str(data[name])) for key, name in
-             (("data set", "title"), ("id", "id"), ("source", "source"), ("licence", "licence")) if data.get(name)]  # fmt: skip
+    named = (("data set", "title"), ("id", "id"), ("source", "source"), ("licence", "licence"))
+    facts = [(key, str(data[name])) for key, name in named if data.get(name)]
     files = [(f"`{item['path'].rsplit('/', 1)[-1]}`", f"`{item['sha256']}`") for item in seen.get("files", ())]
     parts = [table(("", ""), facts)] if facts else []
     if files:

@@ -61,7 +61,7 @@ def push(
     Raises:
         ZooError: the artifact fails its own parity replay, or the Hub refuses.
     """
-    from zoo.hub import artifact
+    from zoo.hub import artifact, files
 
     place = Path(directory).expanduser()
     failed = [check.name for check in artifact.verify(place) if not check.passed]
@@ -72,7 +72,7 @@ def push(
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi(token=token)
-    listed = [*artifact.published_files(place)]
+    listed = [*files.published_files(place)]
     operations = [CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=file) for file in listed]
     try:
         api.create_repo(repo, private=private, exist_ok=True)

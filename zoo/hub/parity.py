@@ -1,4 +1,4 @@
-"""parity.safetensors: an input and the outputs that a model gave when it was saved, replayed to prove it is the same."""
+"""parity.safetensors: an input and what a model made of it when it was saved, replayed to prove it is the same."""
 
 from __future__ import annotations
 

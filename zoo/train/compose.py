@@ -99,6 +99,30 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
     return [list(combination) for combination in itertools.product(*choices)]
 
 
+def assignments(overrides: Sequence[str]) -> list[tuple[list[str], Any]]:
+    """`a.b=3` as `(["a", "b"], 3)`, typed by Hydra's grammar.
+
+    Raises:
+        ConfigError: an override that assigns nothing, or several values.
+    """
+    found = []
+    for text in overrides:
+        override = _parse(text)
+        if "=" not in text or text.startswith("~") or override.is_sweep_override():
+            raise ConfigError(f"'{text}' is not an assignment of one value: write key=value")
+        found.append((override.key_or_group.split("."), _plain(override.value())))
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Values of Hydra's grammar (quoted strings among them) as JSON values."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return getattr(value, "text", value)
+
+
 def _parse(text: str) -> Any:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException

@@ -1,0 +1,163 @@
+"""`zoo eval`: measure an artifact on a data set of the catalogue, or on a user's own."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.cli.common import Parser, print_json, table
+from zoo.errors import ConfigError, ZooError, nearest
+
+if TYPE_CHECKING:
+    from zoo.hub.artifact import Artifact
+
+SPLITS = ("train", "val", "test")
+
+
+def parser() -> Parser:
+    command = Parser(
+        "eval",
+        "Measure an artifact on one split of a data set. Overrides change fields of the data set.",
+        [
+            "zoo eval runs/hyenadna_uci_splice/artifact --data uci_splice",
+            "zoo eval runs/hyenadna_uci_splice/artifact --data uci_splice --split val --json",
+            "zoo eval hyenadna-tiny-1k --data chr20 batch_size=4",
+            "zoo eval user/model@v1 --data my_data.yaml",
+        ],
+    )
+    command.add_argument("ref", metavar="REF", help="artifact folder, model of the catalogue, or Hub id")
+    command.add_overrides()
+    command.add_argument("--data", metavar="NAME", required=True, help="data set of the catalogue, or a YAML file")
+    command.add_argument("--split", default="test", metavar="SPLIT", help="train, val or test (default: test)")
+    command.add_argument("--json", action="store_true", help="for machines")
+    return command
+
+
+def run(args: argparse.Namespace) -> int:
+    from zoo.cli.finetune import check_ref
+
+    check_ref(args.ref)
+    if args.split not in SPLITS:
+        raise ZooError(f"unknown split '{args.split}'" + nearest(args.split, SPLITS))
+    section = data_section(args.data, args.overrides)
+    from zoo.hub import artifact
+
+    found = artifact.load(args.ref)
+    metrics = evaluate(found, section, args.split)
+    if args.json:
+        print_json({"ref": args.ref, "data": section.get("id") or args.data, "split": args.split, "metrics": metrics})
+        return 0
+    print(f"{args.ref} on {args.split} of {section.get('id') or args.data}")
+    print(table([(name, f"{value:.4f}") for name, value in metrics.items()], ("metric", "value"), right=(1,)))
+    return 0
+
+
+def data_section(name: str, overrides: list[str]) -> dict[str, Any]:
+    """`{"name": ..., **fields}` of a data set with overrides, checked against its schema.
+
+    Raises:
+        ZooError: unknown data set, unknown field or wrong type.
+    """
+    import yaml
+
+    from zoo import catalogue, datamodules
+    from zoo.train.compose import assignments
+    from zoo.train.recipe import check_section
+
+    path = Path(name).expanduser()
+    if path.suffix == ".yaml":
+        if not path.is_file():
+            raise ZooError(f"data file '{name}' does not exist")
+        try:
+            section = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            raise ZooError(f"'{name}' is not valid YAML") from None
+        if not isinstance(section, dict):
+            raise ZooError(f"'{name}' must be a mapping of keys to values")
+    else:
+        section = datamodules.section(name)
+    for keys, value in assignments(overrides):
+        place = section
+        for key in keys[:-1]:
+            place = place.setdefault(key, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"'{key}' of the data set is not a mapping")
+        place[keys[-1]] = value
+    return check_section("data", section, catalogue.DATAMODULES)
+
+
+def evaluate(found: Artifact, section: dict[str, Any], split: str) -> dict[str, float]:
+    """Metrics of an artifact on one split, named `split/metric`.
+
+    Raises:
+        ZooError: the data and the model do not go together, or the data has no such split.
+    """
+    import pytorch_lightning as pl
+
+    from zoo import datamodules, tasks
+    from zoo.config import to_dict
+    from zoo.train.assemble import bases_of, check_fit, check_lengths
+    from zoo.train.progress import quiet
+    from zoo.train.recipe import RecipeConfig, TrainerConfig
+
+    quiet()
+    if found.tokenizer is None:
+        raise ZooError("this artifact has no tokenizer, so it cannot read a data set of sequences")
+    section = with_classes(section, found.classes)
+    data = datamodules.build(section, found.tokenizer)
+    data.setup("test")
+    loader = data.loader(split, train=False)
+    task_section = task_of(found, data.task_kind)
+    recipe = RecipeConfig(
+        name="eval",
+        model={"name": found.info["model"], **to_dict(found.config)},
+        tokenizer=found.tokenizer.section(),
+        data=section,
+        task=task_section,
+        trainer=TrainerConfig(max_steps=1),
+    )
+    check_fit(recipe, found.config, found.tokenizer, data)
+    check_lengths(found.model, found.tokenizer, data)
+    task = tasks.build(task_section, found.model)
+    if hasattr(task, "set_bases"):
+        task.set_bases(bases_of(found.tokenizer))
+    trainer = pl.Trainer(
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=_terminal(),
+        inference_mode=True,
+    )
+    trainer.test(task, dataloaders=loader, verbose=False)
+    return {name.replace("test/", f"{split}/", 1): float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def with_classes(section: dict[str, Any], classes: list[str]) -> dict[str, Any]:
+    """The data section with the artifact's order of classes.
+
+    Raises:
+        ZooError: the data names other classes.
+    """
+    own = section.get("classes")
+    if not classes or own is None:
+        return section
+    if own and set(own) != set(classes):
+        raise ZooError(
+            f"the artifact tells {', '.join(classes)} apart, but the classes of the data are {', '.join(own)}"
+        )
+    return {**section, "classes": classes}
+
+
+def task_of(found: Artifact, kind: str) -> dict[str, Any]:
+    """The task that measures: the one it was trained with, else the plain one of the data's labels."""
+    trained = dict(found.recipe.get("task", {}))
+    if kind == "lm":
+        return trained if trained.get("name") in ("causal_lm", "masked_lm") else {"name": "causal_lm"}
+    return trained if trained.get("name") == "classify" else {"name": "classify", "kind": kind}
+
+
+def _terminal() -> bool:
+    import sys
+
+    return sys.stderr.isatty()

@@ -78,8 +78,8 @@ class Task(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         total = self.total_steps or int(self.trainer.estimated_stepping_batches)
         head = {id(p) for name, p in self.model.named_parameters() if name.startswith("head.")}
-        # a fused step unscales by itself, which forbids clipping under a gradient scaler
-        fused = self.trainer.precision != "16-mixed"
+        # Lightning refuses to clip for an optimiser that can unscale by itself, as the fused one can
+        fused = not str(self.trainer.precision).endswith("-mixed")
         optimizer, schedule = make_optimizer(self.model.param_groups(), self.optim, total, fused, head)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from zoo.config import to_dict
 from zoo.train.assemble import build_data, build_model, check_fit, check_lengths, load_start, model_config
@@ -70,7 +71,7 @@ def dry_run(recipe: RecipeConfig) -> DryRun:
     data.setup("fit")
     config = model_config(recipe.model, start, recipe.init)
     check_fit(recipe, config, tokenizer, data)
-    with FakeTensorMode():  # shapes only: neither memory nor arithmetic
+    with torch.device("meta"):  # shapes only: neither memory nor arithmetic
         model = build_model(recipe.model["name"], config)
     check_lengths(model, tokenizer, data)
     options = recipe.trainer
@@ -93,7 +94,7 @@ def dry_run(recipe: RecipeConfig) -> DryRun:
 def memory(model: nn.Module, batch: int, length: int, precision: str) -> dict[str, int]:
     """Bytes on one device for a batch [batch, length]: AdamW's two moments, and what the backward pass keeps.
 
-    *model* holds fake tensors; the activations are those that autograd keeps in a forward pass over their shapes.
+    *model* lies on the meta device; the activations are those that autograd keeps in a forward pass over shapes.
     """
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     kept: dict[int, int] = {}
@@ -106,9 +107,11 @@ def memory(model: nn.Module, batch: int, length: int, precision: str) -> dict[st
 
     alive: list[torch.Tensor] = []
     model.train()
-    mode = next(model.parameters()).fake_mode
-    with mode, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(torch.zeros(batch, length, dtype=torch.long))
+    ids = torch.zeros(batch, length, dtype=torch.long, device="meta")
+    # autocast knows no meta device, and without arithmetic there is no precision to choose
+    untouched = patch.object(torch, "autocast", lambda *args, **options: nullcontext())
+    with untouched, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(ids)
     own = {p.untyped_storage()._cdata for p in model.parameters()}
     activations = sum(size for place, size in kept.items() if place not in own)
     if precision in ("bf16-mixed", "16-mixed"):

@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -57,6 +58,7 @@ class CsvLogger(Logger):
     def __init__(self, path: Path, start: int = 0) -> None:
         super().__init__()
         self.path = path
+        self.current: Callable[[], int] | None = None  # optimiser steps made; Lightning's own count is one behind
         self.columns = ["step", "seconds"]
         self.began = time.monotonic()
         rows: list[dict[str, str]] = []
@@ -81,7 +83,10 @@ class CsvLogger(Logger):
         """The recipe stands in run.json; nothing to do here."""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        row: dict[str, Any] = {"step": int(step or 0), "seconds": f"{time.monotonic() - self.began:.2f}"}
+        row: dict[str, Any] = {
+            "step": self.current() if self.current else int(step or 0),
+            "seconds": f"{time.monotonic() - self.began:.2f}",
+        }
         row |= {name: f"{value:.9g}" for name, value in metrics.items() if name != "epoch"}
         new = [name for name in row if name not in self.columns]
         if new:  # a metric seen for the first time: the header grows, which happens a few times a run

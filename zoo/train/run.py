@@ -86,6 +86,7 @@ class _Run:
         first = int(checkpoint_io.load(start)["global_step"]) if start else 0
         self.csv = CsvLogger(self.out / "metrics.csv", first)
         trainer = self._trainer()
+        self.csv.current = lambda: max(trainer.global_step, first)
         task = self.parts.task
         if self.options.compile:
             self.parts.model.compile()

@@ -131,11 +131,11 @@ class Genome:
         """As `read`, for 0 <= start < end <= record.length."""
         data = self._maps.get(record.file)
         if data is None:
-            data = self._maps[record.file] = np.memmap(self.paths[record.file], np.uint8, "r")
+            data = self._maps[record.file] = np.asarray(np.memmap(self.paths[record.file], np.uint8, "r"))
         bases, width = record.line_bases, record.line_bytes
         first = record.offset + start // bases * width + start % bases
         last = record.offset + (end - 1) // bases * width + (end - 1) % bases + 1
-        raw = np.asarray(data[first:last])
+        raw = data[first:last]
         if width == bases or last - first == end - start:
             return raw
         return raw[raw > 32]  # drop the line ends

@@ -12,6 +12,8 @@ from typing import Any
 from zoo.errors import ConfigError, nearest
 
 MODELS = {
+    "maskgit": "zoo.models.maskgit:MaskGIT",
+    "rar": "zoo.models.rar:RAR",
     "flextok": "zoo.models.flextok:FlexTok",
     "titok": "zoo.models.titok:TiTok",
     "flextok_vae": "zoo.models.flextok_vae:FlexTokVAE",
@@ -21,6 +23,7 @@ MODELS = {
 }
 
 MIXERS = {
+    "attention": "zoo.nn.attention:Attention",
     "hyena": "zoo.nn.hyena:Hyena",
     "lssl": "zoo.nn.s4:LSSL",
     "mamba2": "zoo.nn.mamba2:Mamba2",
@@ -29,6 +32,7 @@ MIXERS = {
     "based": "zoo.nn.based:Based",
     "jrt": "zoo.nn.based:JRT",
     "baseconv": "zoo.nn.baseconv:BaseConv",
+    "h3": "zoo.nn.h3:H3",
 }
 
 TOKENIZERS = {
@@ -49,6 +53,8 @@ TASKS = {
 
 # official weights and configs <-> ours: module with to_zoo, to_official, config_from_official
 CONVERTERS = {
+    "maskgit": "zoo.convert.maskgit",
+    "rar": "zoo.convert.rar",
     "flextok": "zoo.convert.flextok",
     "titok": "zoo.convert.titok",
     "flextok_vae": "zoo.convert.flextok_vae",
@@ -57,6 +63,7 @@ CONVERTERS = {
     "s4": "zoo.convert.s4",
     "mamba2": "zoo.convert.mamba2",
     "based": "zoo.convert.based",
+    "h3": "zoo.convert.h3",
 }
 
 # parity cases: system -> function that runs a case
@@ -68,6 +75,8 @@ REPLAYS = {
     "maskgit-vqgan": "zoo.convert.maskgit_vqgan:replay",
     "lpips": "zoo.convert.image_losses:replay_lpips",
     "rfid": "zoo.convert.image_losses:replay_rfid",
+    "rar": "zoo.convert.rar:replay",
+    "titok-generator": "zoo.convert.maskgit:replay",
     "tatitok": "zoo.convert.titok:replay",
     "titok": "zoo.convert.titok:replay",
     "titok-discriminator": "zoo.convert.image_losses:replay_discriminator",
@@ -78,6 +87,7 @@ REPLAYS = {
     "mamba2-ssd": "zoo.convert.mamba2:replay_ssd",
     "based": "zoo.convert.based:replay",
     "jrt": "zoo.convert.based:replay_jrt",
+    "h3": "zoo.convert.h3:replay",
 }
 
 

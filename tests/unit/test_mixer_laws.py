@@ -19,6 +19,14 @@ from zoo.nn.layout import Layout
 from zoo.nn.mixer import Mixer, split_param_groups
 
 TINY: dict[str, list[dict[str, Any]]] = {
+    "attention": [
+        {"heads": 4, "kv_heads": 2, "rope": {}},
+        {"heads": 4, "bias": True, "out_bias": True, "alibi": True},
+        {"heads": 4, "kv_heads": 1, "rope": {"interleaved": True}, "window": 5},
+        {"heads": 2, "alibi": True, "window": 5},
+        {"heads": 4, "kv_heads": 2, "rope": {"dim": 2}, "window": 4, "sinks": 2, "qk_norm": True},
+        {"heads": 4, "kv_heads": 1, "v_heads": 2, "head_dim": 6, "k_dim": 4, "v_dim": 8, "rope": {}},
+    ],
     "hyena": [
         {"max_len": 64, "filter_width": 8},
         {"max_len": 48, "filter_width": 8, "order": 3, "interleaved": True, "learn_positions": True, "shift": 0.0},
@@ -36,6 +44,7 @@ TINY: dict[str, list[dict[str, Any]]] = {
     "based": [{"num_heads": 2, "feature_dim": 4, "chunk": 8}, {"num_heads": 3, "feature_dim": 3, "head_dim": 5}],
     "jrt": [{"num_heads": 2, "feature_dim": 4, "enc_length": 6, "scale_dim": 9}],
     "baseconv": [{}, {"expand": 2, "kernel": 4, "bias": False, "conv_bias": True}],
+    "h3": [{"d_state": 8}, {"d_state": 6, "head_dim": 2, "disc": "zoh"}],
 }
 B, L = 2, 24
 KINDS = ("causal", "full", "prefix", "block_causal", "window")

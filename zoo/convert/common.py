@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from zoo.convert import Row, load_strict, rows_to_official, rows_to_ours
 from zoo.convert.parity import Case
 from zoo.errors import ZooError
+from zoo.models.lm import LM
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -49,10 +51,21 @@ def load(module: M, rows: Iterable[Row], state: Mapping[str, Tensor], what: str)
         ZooError: a missing, unknown or misshapen weight, or a round trip that changes one.
     """
     rows = list(rows)
+    state = settled(rows, state)
     ours = rows_to_ours(rows, state, what)
     load_strict(module, ours, what)
     check_round_trip(rows_to_official(rows, module.state_dict(), what), state, what)
     return module.eval()
+
+
+def settled(rows: Iterable[Row], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give tied entries one value, the last in official order: an official load copies them one after the other.
+
+    Only filled weights need it: a case fills each name by itself, while those of a trained model are equal.
+    """
+    ours = {row.official: row.ours for row in rows if row.ours is not None}
+    last = {ours[name]: tensor for name, tensor in state.items() if name in ours}
+    return {name: last[ours[name]] if name in ours else tensor for name, tensor in state.items()}
 
 
 def check_round_trip(back: Mapping[str, Tensor], state: Mapping[str, Tensor], what: str) -> None:
@@ -84,3 +97,31 @@ def given_prefill(case: Case, default: int) -> int:
     """Tokens a case prefills before it steps: its notes say "24 positions"; *default* where they do not."""
     found = re.search(r"(\d+) positions", case.meta.get("notes", ""))
     return int(found.group(1)) if found else default
+
+
+@contextmanager
+def block_streams(model: LM) -> Iterator[dict[str, Tensor]]:
+    """Record what official blocks of the order dropout-add-norm return: `mlp<i>` and, before its sum, `residual<i>`.
+
+    `embeddings` is what the first layer sees.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def record(_module: nn.Module, args: tuple, output: Tensor | None = None) -> None:
+            value = args[0] if output is None else output
+            seen[name] = value[0] if isinstance(value, tuple) else value
+
+        return record
+
+    handles = []
+    for i, layer in enumerate(model.backbone.layers):
+        if i == 0:
+            handles.append(layer.register_forward_pre_hook(keep("embeddings")))
+        handles.append(layer.norm2.register_forward_pre_hook(keep(f"residual{i}")))
+        handles.append(layer.mlp.register_forward_hook(keep(f"mlp{i}")))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

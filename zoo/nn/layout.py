@@ -73,6 +73,17 @@ class Layout:
             count = count - first
         return count + (start[:, None] if isinstance(start, Tensor) else start)
 
+    def ranks(self, batch: int, length: int, device: torch.device | str = "cpu") -> Tensor:
+        """[B, L] number of valid tokens of the own document before each token: what windows and sinks count in."""
+        valid = torch.ones(batch, length, dtype=torch.long, device=device) if self.valid is None else self.valid.long()
+        before = valid.cumsum(1) - valid
+        if self.segment is None:
+            return before
+        segment = self.segment.expand(batch, length)
+        new = torch.ones_like(segment, dtype=torch.bool)
+        new[:, 1:] = segment[:, 1:] != segment[:, :-1]
+        return before - torch.where(new, before, 0).cummax(1).values
+
     def dense(self, length: int, batch: int = 1, device: torch.device | str = "cpu") -> Tensor:
         """[B, L, L] bool, True where the query (row) sees the key (column). The oracle for every lowering; O(L²)."""
         index = torch.arange(length, device=device)
@@ -96,8 +107,10 @@ class Layout:
             if self.window is None:
                 raise ValueError("a window layout needs `window`")
             left, right = self.window
-            near = (k >= q - left) & (k <= q + right)
-            seen = seen & (near | ((k < self.sinks) & (k <= q)))
+            place = self.ranks(batch, length, device)
+            near = place[:, None, :] - place[:, :, None]
+            near = (near >= -left) & (near <= right)
+            seen = seen & (near | ((place[:, None, :] < self.sinks) & (k <= q)))
         if self.segment is not None:
             seen = seen & (self.segment[:, None, :] == self.segment[:, :, None])
         if self.valid is not None:

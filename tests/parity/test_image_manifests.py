@@ -16,8 +16,10 @@ FAMILIES = {
     "maskgit-vqgan": "maskgit_vqgan",
     "flextok": "flextok",
     "flextok-vae": "flextok_vae",
+    "rar": "rar",
     "tatitok": "titok",
     "titok": "titok",
+    "titok-generator": "maskgit",
 }
 MANIFESTS = [(system, path) for system in FAMILIES for path in sorted((CASES / system / "released").glob("*.json"))]
 

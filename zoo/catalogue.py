@@ -12,6 +12,7 @@ from typing import Any
 from zoo.errors import ConfigError, nearest
 
 MODELS = {
+    "seed": "zoo.models.seed:SEED",
     "maskgit": "zoo.models.maskgit:MaskGIT",
     "rar": "zoo.models.rar:RAR",
     "flextok": "zoo.models.flextok:FlexTok",
@@ -33,6 +34,7 @@ MIXERS = {
     "jrt": "zoo.nn.based:JRT",
     "baseconv": "zoo.nn.baseconv:BaseConv",
     "h3": "zoo.nn.h3:H3",
+    "ponet": "zoo.nn.ponet:PoNet",
 }
 
 TOKENIZERS = {
@@ -53,6 +55,7 @@ TASKS = {
 
 # official weights and configs <-> ours: module with to_zoo, to_official, config_from_official
 CONVERTERS = {
+    "seed": "zoo.convert.seed",
     "maskgit": "zoo.convert.maskgit",
     "rar": "zoo.convert.rar",
     "flextok": "zoo.convert.flextok",
@@ -64,6 +67,7 @@ CONVERTERS = {
     "mamba2": "zoo.convert.mamba2",
     "based": "zoo.convert.based",
     "h3": "zoo.convert.h3",
+    "ponet": "zoo.convert.ponet",
 }
 
 # parity cases: system -> function that runs a case
@@ -77,6 +81,7 @@ REPLAYS = {
     "rfid": "zoo.convert.image_losses:replay_rfid",
     "rar": "zoo.convert.rar:replay",
     "titok-generator": "zoo.convert.maskgit:replay",
+    "seed": "zoo.convert.seed:replay",
     "tatitok": "zoo.convert.titok:replay",
     "titok": "zoo.convert.titok:replay",
     "titok-discriminator": "zoo.convert.image_losses:replay_discriminator",
@@ -88,6 +93,7 @@ REPLAYS = {
     "based": "zoo.convert.based:replay",
     "jrt": "zoo.convert.based:replay_jrt",
     "h3": "zoo.convert.h3:replay",
+    "ponet": "zoo.convert.ponet:replay",
 }
 
 

@@ -17,6 +17,7 @@ FAMILIES = {
     "flextok": "flextok",
     "flextok-vae": "flextok_vae",
     "rar": "rar",
+    "seed": "seed",
     "tatitok": "titok",
     "titok": "titok",
     "titok-generator": "maskgit",

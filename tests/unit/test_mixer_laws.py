@@ -45,6 +45,7 @@ TINY: dict[str, list[dict[str, Any]]] = {
     "jrt": [{"num_heads": 2, "feature_dim": 4, "enc_length": 6, "scale_dim": 9}],
     "baseconv": [{}, {"expand": 2, "kernel": 4, "bias": False, "conv_bias": True}],
     "h3": [{"d_state": 8}, {"d_state": 6, "head_dim": 2, "disc": "zoh"}],
+    "ponet": [{"num_heads": 2, "segments": 3}, {"num_heads": 4, "segments": 2, "window": 5}],
 }
 B, L = 2, 24
 KINDS = ("causal", "full", "prefix", "block_causal", "window")

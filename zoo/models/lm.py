@@ -16,10 +16,11 @@ from zoo.config import config
 from zoo.errors import ConfigError
 from zoo.models.base import SequenceModel
 from zoo.nn.backbone import Backbone, BackboneConfig, LayerSpec
-from zoo.nn.heads import Head, HeadConfig
+from zoo.nn.heads import Head, HeadConfig, pool
 from zoo.nn.layout import Layout
 from zoo.nn.mlp import MLPConfig
 from zoo.nn.norm import make_norm
+from zoo.nn.ponet import separator_blocks
 from zoo.nn.state import State
 
 
@@ -47,6 +48,8 @@ class LMConfig:
         max_len: longest input in tokens; None when unbounded.
         token_types: rows of a token-type embedding (BERT); every token is of type 0.
         embed_norm: a norm after the embeddings (BERT).
+        separators: token ids that delimit segments; layers that pool segments get them as blocks (PoNet).
+        pooler: a tanh layer on the first token, which a `sequence` head then reads (BERT).
         embed_dropout, resid_dropout: on the embedding, and on every sub-layer's output.
         residual_in_fp32: residual stream in float32 under mixed precision.
         init_std: standard deviation of the initial weights of linear layers and embeddings.
@@ -69,6 +72,8 @@ class LMConfig:
     max_len: int | None = None
     token_types: int = 0
     embed_norm: bool = False
+    separators: tuple[int, ...] = ()
+    pooler: bool = False
     embed_dropout: float = 0.0
     resid_dropout: float = 0.0
     residual_in_fp32: bool = False
@@ -108,6 +113,7 @@ class LM(SequenceModel):
                 residual_in_fp32=config.residual_in_fp32,
             )
         )  # fmt: skip
+        self.pooler = nn.Linear(width, width) if config.pooler else None
         self.head = Head(config.head, width, rows)
         self.max_len = config.max_len
         bounded = [layer.mixer for layer in self.backbone.layers if layer.mixer.info.needs_max_len]
@@ -150,11 +156,23 @@ class LM(SequenceModel):
         return CountedState(stack, torch.zeros(batch, dtype=torch.long, device=device))
 
     def forward_features(self, ids: Tensor, layout: Layout | None = None, state: Any = None) -> tuple[Tensor, Any]:
+        layout = Layout(self.layout_kind) if layout is None else layout  # type: ignore[arg-type]
+        if self.config.separators and layout.block is None:
+            layout = layout.with_(block=separator_blocks(ids, self.config.separators))
         if not isinstance(state, CountedState):
             return super().forward_features(ids, layout, state)
-        layout = Layout(self.layout_kind) if layout is None else layout  # type: ignore[arg-type]
         if layout.position is None:
             layout = layout.with_(position=layout.positions(*ids.shape, ids.device, state.consumed))
         hidden, stack = super().forward_features(ids, layout, state.stack)
         new = ids.shape[1] if layout.valid is None else layout.valid.sum(1)
         return hidden, CountedState(stack, state.consumed + new)
+
+    def pooled(self, hidden: Tensor, valid: Tensor | None = None) -> Tensor:
+        """hidden [B, L, D] -> [B, D]: the pooler on the first valid token."""
+        assert self.pooler is not None
+        return torch.tanh(self.pooler(pool(hidden, valid, "first")))
+
+    def forward_head(self, hidden: Tensor, valid: Tensor | None = None) -> Tensor:
+        if self.pooler is not None and self.head_kind == "sequence":
+            return super().forward_head(self.pooled(hidden, valid)[:, None])
+        return super().forward_head(hidden, valid)

@@ -1,4 +1,4 @@
-"""BASED: linear attention with a second-order Taylor map (arXiv:2402.18668), and JRT's prefix form (arXiv:2407.05483)."""
+"""BASED: linear attention with a second-order Taylor map (arXiv:2402.18668); JRT's prefix form (arXiv:2407.05483)."""
 
 from __future__ import annotations
 

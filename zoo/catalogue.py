@@ -50,6 +50,7 @@ DATAMODULES = {
 
 TASKS = {
     "causal_lm": "zoo.tasks.causal_lm:CausalLM",
+    "masked_lm": "zoo.tasks.masked_lm:MaskedLM",
     "classify": "zoo.tasks.classify:Classify",
 }
 

@@ -91,6 +91,47 @@ def test_causal_lm_official_padding_and_z_loss() -> None:
     assert extra == pytest.approx(0.5 * float(torch.logsumexp(logits[0, 2], -1)) ** 2, rel=1e-5)
 
 
+def masked_task(**fields: Any) -> Any:
+    task = tasks.build({"name": "masked_lm", **fields}, Fixed(torch.randn(12, 12), "lm"))
+    task.set_vocabulary(12, {"pad": 0, "mask": 1}, frozenset({2}))
+    return task
+
+
+def test_masked_lm_hides_the_declared_shares() -> None:
+    ids = torch.randint(3, 12, (200, 100))
+    ids[:, :10], ids[:, 10] = 0, 2
+    valid = ids != 0
+    hidden, chosen = masked_task().hide(ids, valid, None)
+    assert not chosen[:, :11].any()
+    assert torch.equal(hidden[~chosen], ids[~chosen])
+    assert chosen[:, 11:].float().mean() == pytest.approx(0.15, abs=0.01)
+    masked = (hidden[chosen] == 1).float().mean()
+    kept = (hidden[chosen] == ids[chosen]).float().mean()
+    assert masked == pytest.approx(0.8, abs=0.02)
+    assert kept == pytest.approx(0.1 + 0.1 / 9, abs=0.02)
+    assert (hidden[chosen & (hidden != 1)] >= 3).all()
+
+
+def test_masked_lm_predicts_hidden_tokens_only_and_the_same_each_time() -> None:
+    task = masked_task(probability=0.5, masked=1.0, random=0.0)
+    task.set_bases([0] * 3 + [1] * 9)
+    ids = torch.randint(3, 12, (4, 30))
+    batch = {"ids": ids, "valid": torch.ones_like(ids, dtype=torch.bool), "index": torch.arange(4)}
+    first, second = run(task, [batch]), run(task, [batch])
+    assert first == second
+    _, chosen = task.hide(ids, None, torch.Generator().manual_seed(0))
+    nats = -task.model.table[1].log_softmax(-1)[ids[chosen]]
+    assert first["loss"] == pytest.approx(float(nats.mean()), rel=1e-6)
+    assert first["bits_per_base"] == pytest.approx(float(nats.mean()) / math.log(2), rel=1e-6)
+    assert float(task.compute(batch, "train")[0]) != float(task.compute(batch, "train")[0])
+
+
+def test_masked_lm_needs_a_mask_token() -> None:
+    task = tasks.build({"name": "masked_lm"}, Fixed(torch.randn(4, 4), "lm"))
+    with pytest.raises(ZooError, match="mask token"):
+        task.set_vocabulary(4, {"pad": 0})
+
+
 def classify_batches(labels: Tensor, size: int) -> list[dict[str, Tensor]]:
     places = torch.arange(len(labels))
     return [{"ids": part[:, None], "labels": labels[part]} for part in places.split(size)]

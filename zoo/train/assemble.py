@@ -51,9 +51,8 @@ def assemble(recipe: RecipeConfig) -> Parts:
     if start is not None:
         load_weights(model, start.model, str(recipe.init))
     check_lengths(model, tokenizer, data)
-    task = tasks.build(recipe.task, model)
-    if tokenizer is not None and hasattr(task, "set_bases"):
-        task.set_bases(bases_of(tokenizer))
+    task = tasks.build(_with_weights(recipe.task, data), model)
+    equip(task, tokenizer)
     full = dataclasses.replace(recipe, model={"name": recipe.model["name"], **to_dict(config)})
     if tokenizer is not None and not recipe.tokenizer:
         full = dataclasses.replace(full, tokenizer=tokenizer.section())
@@ -176,6 +175,22 @@ def check_lengths(model: Any, tokenizer: Any, data: Any) -> None:
             f"the data has sequences of {longest} tokens but the model takes at most {limit}: "
             "raise model.max_len, or shorten the data explicitly"
         )
+
+
+def _with_weights(section: dict[str, Any], data: Any) -> dict[str, Any]:
+    """The task section with the class weights that the data offers, unless the recipe gives its own."""
+    weights = getattr(data, "class_weights", None)
+    if weights is None or section.get("class_weights") or section["name"] != "classify":
+        return section
+    return {**section, "class_weights": [float(weight) for weight in weights]}
+
+
+def equip(task: Any, tokenizer: Any) -> None:
+    """Tell a task what it has to know of the vocabulary: tasks themselves do not know tokenizers."""
+    if tokenizer is not None and hasattr(task, "set_bases"):
+        task.set_bases(bases_of(tokenizer))
+    if tokenizer is not None and hasattr(task, "set_vocabulary"):
+        task.set_vocabulary(tokenizer.vocab_size, tokenizer.special, tokenizer.hidden)
 
 
 def bases_of(tokenizer: Any) -> list[int]:

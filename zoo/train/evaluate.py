@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 
 from zoo import datamodules, tasks
 from zoo.errors import ZooError
-from zoo.train.assemble import LANGUAGE_TASKS, bases_of, check_fit, check_lengths
+from zoo.train.assemble import LANGUAGE_TASKS, check_fit, check_lengths, equip
 from zoo.train.progress import quiet
 from zoo.train.recipe import RecipeConfig, TrainerConfig
 
@@ -59,8 +59,7 @@ def evaluate(
             "name them in the same order with data.classes"
         )
     task = tasks.build(task_section, artifact.model)
-    if artifact.tokenizer is not None and hasattr(task, "set_bases"):
-        task.set_bases(bases_of(artifact.tokenizer))
+    equip(task, artifact.tokenizer)
     runner = pl.Trainer(
         accelerator=accelerator,
         devices=1,

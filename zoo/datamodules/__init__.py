@@ -23,7 +23,7 @@ def build(section: dict[str, Any], tokenizer: Tokenizer | None, seed: int = 0) -
         raise ConfigError(f"data needs a 'name' (one of: {', '.join(sorted(catalogue.DATAMODULES))})")
     target = catalogue.lookup(catalogue.DATAMODULES, section["name"], "data name")
     fields = {key: value for key, value in section.items() if key != "name"}
-    config = from_dict(schema(catalogue.schema_target(target)), fields, "data")
+    config: Any = from_dict(schema(catalogue.schema_target(target)), fields, "data")
     return resolve(target)(config, tokenizer, seed)
 
 

@@ -19,7 +19,7 @@ from zoo.datamodules.manifest import opened
 from zoo.errors import ZooError
 
 if TYPE_CHECKING:
-    from Bio.SeqFeature import Location
+    from Bio.SeqFeature import CompoundLocation, SimpleLocation
     from Bio.SeqRecord import SeqRecord
 
 GENES = ("CDS", "tRNA", "rRNA", "ncRNA", "tmRNA", "misc_RNA", "mRNA", "gene", "exon")
@@ -136,10 +136,10 @@ def _record(record: SeqRecord) -> Annotated:
         for feature in record.features
         if feature.location is not None and feature.type != "source"
     ]
-    return Annotated(record.id, bytes(record.seq).upper(), found)
+    return Annotated(str(record.id), bytes(record.seq).upper(), found)  # type: ignore[arg-type]
 
 
-def _along(location: Location) -> tuple[tuple[int, int], ...]:
+def _along(location: SimpleLocation | CompoundLocation) -> tuple[tuple[int, int], ...]:
     """The parts in the order of the plus strand; Biopython gives them in the order of the feature's own strand."""
     parts = [(int(part.start), int(part.end)) for part in location.parts]
     return tuple(parts[::-1] if location.strand == -1 else parts)

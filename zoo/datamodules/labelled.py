@@ -131,7 +131,7 @@ class LabelledSource:
 
     def _encode(self, texts: list[bytes], pairs: list[bytes] | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         if pairs is None:
-            return self.tokenizer._flat(texts)
+            return self.tokenizer.flat_ids(texts)
         rows = [self.tokenizer.encode_pair(one, two)[0] for one, two in zip(texts, pairs, strict=True)]
         return np.concatenate([*rows, np.empty(0, np.int64)]), np.array([len(row) for row in rows], np.int64)
 
@@ -149,7 +149,7 @@ class LabelledSource:
                 for place, row in zip(turned, np.split(flat, np.cumsum(lengths)[:-1]), strict=True):
                     rows[place], counts[place] = row.astype(np.int32), len(row)
         ids, valid = self.tokenizer.assemble(
-            np.concatenate(rows).astype(np.int64),
+            np.concatenate(rows),
             counts,
             cfg.max_len,
             cfg.pad_side,

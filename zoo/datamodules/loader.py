@@ -136,7 +136,7 @@ class ResumableLoader:
             sampler=range(start, len(work)),
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
-            collate_fn=_same,
+            collate_fn=_same,  # type: ignore[arg-type]
             generator=torch.Generator().manual_seed(self.seed & (2**63 - 1)),
         )
 

@@ -103,7 +103,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         try:
             if packed:
                 with gzip.GzipFile(fileobj=raw) as stream:
-                    yield io.BufferedReader(stream)  # type: ignore[arg-type,misc]
+                    yield io.BufferedReader(stream)
             else:
                 yield raw
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:

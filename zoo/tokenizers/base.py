@@ -25,7 +25,7 @@ def to_bytes(text: Text) -> bytes:
 
 
 class Tokenizer(ABC):
-    """Text to ids and back. Subclasses give the vocabulary, `_flat` and `_spans`.
+    """Text to ids and back. Subclasses give the vocabulary, `flat_ids` and `_spans`.
 
     Attributes:
         name: key in the catalogue's TOKENIZERS.
@@ -54,23 +54,28 @@ class Tokenizer(ABC):
         return len(self.vocab)
 
     @abstractmethod
-    def _flat(self, texts: Sequence[Text]) -> tuple[Ids, Ids]:
-        """Ids of all texts one after the other, and the number of ids of each; no special tokens added."""
+    def flat_ids(self, texts: Sequence[Text]) -> tuple[Ids, Ids]:
+        """Ids (of any integer type) of all texts one after the other, and how many each has; no special tokens."""
 
     @abstractmethod
     def _spans(self, text: Text) -> NDArray[np.int64]:
-        """[L, 2] start and end in the text of each id of `_flat([text])`."""
+        """[L, 2] start and end in the text of each id of `flat_ids([text])`."""
 
     def encode(self, text: Text, add_special: bool = True) -> Ids:
         """Ids of one text, int64 [L]."""
-        flat, _ = self._flat([text])
-        if not (add_special and self._framed):
-            return flat
-        return np.concatenate([np.array(self.prefix, np.int64), flat, np.array(self.suffix, np.int64)])
+        flat, _ = self.flat_ids([text])
+        before, behind = (self.prefix, self.suffix) if add_special else ((), ())
+        ids = np.empty(len(before) + len(flat) + len(behind), np.int64)
+        ids[: len(before)], ids[len(ids) - len(behind) :] = before, behind
+        ids[len(before) : len(ids) - len(behind)] = flat
+        return ids
 
     def encode_pair(self, first: Text, second: Text) -> tuple[Ids, Ids]:
         """Ids of a pair with its special tokens, and which of the two each token belongs to (0 or 1), both [L]."""
-        one, two = self.encode(first), np.append(self._flat([second])[0], np.array(self.suffix, np.int64))
+        one, two = (
+            self.encode(first),
+            np.append(self.encode(second, add_special=False), np.array(self.suffix, np.int64)),
+        )
         kinds = np.repeat(np.array([0, 1], np.int64), [len(one), len(two)])
         return np.concatenate([one, two]), kinds
 
@@ -97,7 +102,7 @@ class Tokenizer(ABC):
         Raises:
             ZooError: a row is longer than *max_len* and *truncate* is `error`; both numbers are named.
         """
-        flat, counts = self._flat(texts)
+        flat, counts = self.flat_ids(texts)
         return self.assemble(flat, counts, max_len, pad_side, add_special=add_special, pad_to=pad_to, truncate=truncate)
 
     def assemble(
@@ -125,24 +130,29 @@ class Tokenizer(ABC):
         total = counts + extra
         width = max(int(total.max()) if len(total) else 0, pad_to or 0)
         side = pad_side or self.pad_side
-        same = bool(len(total)) and bool((total == width).all())
-        if same and not extra:
-            return flat.reshape(len(counts), width), np.ones((len(counts), width), np.bool_)
-        if "pad" not in self.special and not same:
+        if len(total) and bool((total == width).all()):  # rows of one length need no bookkeeping
+            ids = np.empty((len(counts), width), np.int64)  # [B, L]
+            ids[:, : len(before)], ids[:, width - len(behind) :] = before, behind
+            ids[:, len(before) : width - len(behind)] = flat.reshape(len(counts), -1)
+            return ids, np.ones(ids.shape, np.bool_)
+        if "pad" not in self.special:
             raise ZooError(
                 f"the {self.name} tokenizer has no padding token, so texts of one batch must be equally long"
             )
-        ids = np.full((len(counts), width), self.special.get("pad", 0), np.int64)  # [B, L]
+        ids = np.full((len(counts), width), self.special["pad"], np.int64)  # [B, L]
         column = np.arange(width)
-        start = (width - total if side == "left" else np.zeros_like(total))[:, None]  # [B, 1]
-        end = start + total[:, None]
-        valid = (column >= start) & (column < end)  # [B, L]
-        ids[(column >= start + len(before)) & (column < end - len(behind))] = flat
+        first = width - total if side == "left" else np.zeros_like(total)
+        last = first + total
+        valid = (column >= first[:, None]) & (column < last[:, None])  # [B, L]
+        ends = np.cumsum(counts)
+        places = zip(first + len(before), last - len(behind), ends - counts, ends, strict=True)
+        for row, (start, end, low, high) in enumerate(places):
+            ids[row, start:end] = flat[low:high]
         rows = np.arange(len(counts))
         for offset, token in enumerate(before):
-            ids[rows, start[:, 0] + offset] = token
+            ids[rows, first + offset] = token
         for offset, token in enumerate(reversed(behind), 1):
-            ids[rows, end[:, 0] - offset] = token
+            ids[rows, last - offset] = token
         return ids, valid
 
     def encode_windows(self, windows: NDArray[np.uint8]) -> tuple[Ids, NDArray[np.bool_]]:
@@ -152,12 +162,12 @@ class Tokenizer(ABC):
     def counts(self, texts: Sequence[Text], add_special: bool = True) -> Ids:
         """Number of tokens of each text, int64 [B]."""
         extra = len(self.prefix) + len(self.suffix) if add_special else 0
-        return self._flat(texts)[1] + extra
+        return self.flat_ids(texts)[1] + extra
 
     def offsets(self, text: Text, add_special: bool = True) -> NDArray[np.int64]:
         """[L, 2] start and end in *text* of each token of `encode(text, add_special)`; special tokens have (0, 0)."""
         spans = self._spans(text)
-        if not (add_special and self._framed):
+        if not add_special:
             return spans
         frame = [np.zeros((len(ids), 2), np.int64) for ids in (self.prefix, self.suffix)]
         return np.concatenate([frame[0], spans, frame[1]])
@@ -207,10 +217,6 @@ class Tokenizer(ABC):
         if not isinstance(found, cls):
             raise ZooError(f"{directory} holds a {found.name} tokenizer, not a {cls.name} one")
         return found
-
-    @property
-    def _framed(self) -> bool:
-        return bool(self.prefix or self.suffix)
 
 
 def _index(i: int) -> int:

@@ -116,7 +116,7 @@ class BpeTokenizer(Tokenizer):
             out = out.replace("U", "T")
         return out
 
-    def _flat(self, texts: Sequence[Text]) -> tuple[Ids, Ids]:
+    def flat_ids(self, texts: Sequence[Text]) -> tuple[Ids, Ids]:
         rows = self.fast.encode_batch_fast([self._text(text) for text in texts], add_special_tokens=False)
         ids = [row.ids for row in rows]
         counts = np.fromiter(map(len, ids), np.int64, len(ids))

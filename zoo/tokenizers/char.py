@@ -87,14 +87,14 @@ class CharTokenizer(Tokenizer):
                     table[code + 32] = table[code]
         return bytes(table)
 
-    def _flat(self, texts: Sequence[Text]) -> tuple[Ids, Ids]:
+    def flat_ids(self, texts: Sequence[Text]) -> tuple[Ids, Ids]:
         parts = [to_bytes(text) for text in texts]
         joined = b"".join(parts)
         if self.config.literals and b"[" in joined:
             rows = [self._with_literals(part) for part in parts]
             return np.concatenate([*rows, np.empty(0, np.int64)]), np.array([len(row) for row in rows], np.int64)
         counts = np.fromiter(map(len, parts), np.int64, len(parts))
-        return np.frombuffer(joined.translate(self._table), np.uint8).astype(np.int64), counts
+        return np.frombuffer(joined.translate(self._table), np.uint8), counts
 
     def _with_literals(self, text: bytes) -> Ids:
         ids = np.frombuffer(text.translate(self._table), np.uint8).astype(np.int64)

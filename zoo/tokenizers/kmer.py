@@ -124,7 +124,7 @@ class KmerTokenizer(Tokenizer):
                 return ids, np.ones(ids.shape, np.bool_)
         return super().encode_windows(windows)
 
-    def _flat(self, texts: Sequence[Text]) -> tuple[Ids, Ids]:
+    def flat_ids(self, texts: Sequence[Text]) -> tuple[Ids, Ids]:
         parts = [to_bytes(text) for text in texts]
         ids, _, _, counts = self._parse(parts, spans=False)
         return ids, counts

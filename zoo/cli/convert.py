@@ -12,8 +12,8 @@ from zoo.errors import ZooError
 def parser() -> Parser:
     command = Parser(
         "convert",
-        "Turn official weights (safetensors, or a PyTorch or Lightning checkpoint that holds nothing but tensors) into\n"
-        "an artifact. The family is recognised by its weights; every key must be used and every shape fit.",
+        "Turn official weights (safetensors, or a PyTorch or Lightning checkpoint that holds only tensors) into an\n"
+        "artifact. The family is recognised by its weights; every key must be used and every shape fit.",
         [
             "zoo convert weights.ckpt --config config.json --out hyenadna-small",
             "zoo convert model.safetensors --out hyenadna-tiny --tokenizer dna-char",

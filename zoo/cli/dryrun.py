@@ -47,7 +47,7 @@ def describe(recipe: RecipeConfig) -> str:
 
 
 def memory(parts: Parts, batch: int, length: int) -> str:
-    """Estimate for a step: weights, gradients, AdamW's two moments, and what the forward pass keeps for the backward."""
+    """Estimate for a step: weights, gradients, AdamW's two moments, and what the forward pass keeps."""
     fixed = sum(p.numel() * (16 if p.requires_grad else 4) for p in parts.model.parameters())
     kept = activation_bytes(parts.model, batch, length)
     if kept is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
+    import yaml
+
     found = find(args.name)
     if args.json:
         print_json(found)
@@ -40,7 +43,14 @@ def run(args: argparse.Namespace) -> int:
     text = found.pop("text", "")
     if text:
         print(text.strip() + "\n")
-    print(table([(key, _flat(value)) for key, value in found.items()], ("field", "value")))
+    flat = {key: value for key, value in found.items() if not _long(value)}
+    if flat:
+        print(table([(key, _flat(value)) for key, value in flat.items()], ("field", "value")))
+    for key, value in found.items():
+        if _long(value):
+            print(
+                f"\n{key}\n{textwrap.indent(yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip(), '  ')}"
+            )
     return 0
 
 
@@ -101,6 +111,11 @@ def _defaults(cls: type) -> dict[str, Any]:
         else:
             found[item.name] = "required"
     return found
+
+
+def _long(value: Any) -> bool:
+    """Nested values are shown as indented YAML below the table."""
+    return isinstance(value, dict | list) and len(json.dumps(value)) > 60
 
 
 def _flat(value: Any) -> str:

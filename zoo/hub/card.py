@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo import catalogue
+from zoo._resources import folder
 from zoo.config import schema, to_dict
 
 if TYPE_CHECKING:
@@ -113,8 +115,8 @@ def artifact_card(artifact: Artifact) -> str:
         _metrics_section(metrics, data, run),
         "## Use\n" + code("python", _use(name, artifact, family)) + _command_line(outputs),
         "## How it is checked\n`parity.safetensors` holds an input and the outputs of these weights when they were "
-        "saved; `files.json` the sha256 of every file. `zoo verify FOLDER` checks the files, loads the weights strictly "
-        "and compares the outputs.",
+        "saved; `files.json` the sha256 of every file. `zoo verify FOLDER` checks the files, loads the weights "
+        "strictly and compares the outputs.",
         "## Limits\n" + " ".join(_limits(family, data, metrics)),
         "## Source\n" + family["paper"] if family.get("paper") else "",
     ]
@@ -290,3 +292,17 @@ def front_matter(header: dict[str, Any]) -> str:
 
 def _plain(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def write_entry_cards(place: Path) -> list[Path]:
+    """Write the card of every published model into *place*; returns the files."""
+    files = []
+    for name in catalogue.ENTRIES:
+        file = place / f"{name}.md"
+        file.write_text(entry_card(name), encoding="utf-8")
+        files.append(file)
+    return files
+
+
+if __name__ == "__main__":
+    print("\n".join(map(str, write_entry_cards(folder("model_cards")))))

@@ -99,7 +99,7 @@ def validate(data: dict[str, Any]) -> RecipeConfig:
     recipe = from_dict(RecipeConfig, data)
     filled: dict[str, Any] = {item.name: getattr(recipe, item.name) for item in fields(recipe)}
     for section, table in SECTIONS.items():
-        if filled[section]:
+        if filled[section] or section != "tokenizer":  # pictures need none
             filled[section] = check_section(section, filled[section], table)
     return RecipeConfig(**filled)
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from zoo.errors import ConfigError
-from zoo.nn import backbone as module
+from zoo.nn import pieces
 from zoo.nn.backbone import Backbone, BackboneConfig, LayerSpec, make_mixer
 from zoo.nn.layout import CAUSAL
 from zoo.nn.mlp import MLPConfig
@@ -65,7 +65,8 @@ def test_long_feed_forwards_are_cut_without_changing_anything(monkeypatch: pytes
         return y, list(torch.autograd.grad(y.square().sum(), [x, *net.parameters()]))
 
     y, grads = run()
-    monkeypatch.setattr(module, "LONG", 16)
+    monkeypatch.setattr(pieces, "PIECE", 24 * 4)
+    monkeypatch.setattr(pieces, "WHOLE", 0)
     again, grads_again = run()
     torch.testing.assert_close(again, y)
     for a, b in zip(grads_again, grads, strict=True):

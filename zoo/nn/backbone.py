@@ -17,9 +17,8 @@ from zoo.nn.layout import CAUSAL, Layout
 from zoo.nn.mixer import Mixer
 from zoo.nn.mlp import MLPConfig, make_mlp
 from zoo.nn.norm import make_norm
+from zoo.nn.pieces import in_pieces
 from zoo.nn.state import Stack
-
-LONG = 32768  # positions a feed-forward network takes at once
 
 
 @config
@@ -96,17 +95,15 @@ class Block(nn.Module):
         return x, state
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        """x + mlp(norm(x)). Long sequences are cut, and recomputed in the backward pass: the inner width is the
-        largest tensor of a block."""
-        part = lambda x: x + self.dropout(self.mlp(self._norm(self.norm2, x)))
-        if x.shape[1] <= LONG:
-            return part(x)
-        if torch.is_grad_enabled():
-            return torch.cat([checkpoint(part, piece, use_reentrant=False) for piece in x.split(LONG, dim=1)], dim=1)
-        out = torch.empty_like(x)
-        for start in range(0, x.shape[1], LONG):
-            out[:, start : start + LONG] = part(x[:, start : start + LONG])
-        return out
+        """x + mlp(norm(x)), long sequences in pieces: the inner width would be the largest tensor of the block."""
+        assert self.mlp is not None
+        drop = self.training and self.dropout.p > 0
+        tower = lambda _context, h: (self.mlp(self._norm(self.norm2, h)),)
+        whole = lambda _context, h: (h + self.mlp(self._norm(self.norm2, h)),)
+        params = [*self.norm2.parameters(), *self.mlp.parameters()]
+        width = max(p.shape[0] for p in params)
+        (y,) = in_pieces(tower if drop else whole, [x], params, width)
+        return x + self.dropout(y) if drop else y
 
     def _norm(self, norm: Any, x: Tensor) -> Tensor:
         # the residual stream may be float32 while the weights are bf16

@@ -22,6 +22,7 @@ from zoo.errors import ZooError
 from zoo.nn.layout import Layout
 from zoo.nn.longconv import long_conv
 from zoo.nn.mixer import Cost, Mixer, MixerInfo, ParamGroup
+from zoo.nn.pieces import in_pieces, last_linear
 from zoo.nn.shortconv import causal_short_conv, short_conv_history
 from zoo.nn.state import State
 
@@ -244,14 +245,28 @@ class Hyena(Mixer):
             return self._continue(x, valid, state)
         if not torch.is_grad_enabled() and self.config.bidirectional == "no" and x.shape[1] > _CHUNK:
             return self._by_channels(x, valid), None
-        u = _mask(self.in_proj(x), valid)  # [B, L, (order + 1) D]
-        u = causal_short_conv(u, self.short_filter.weight, self.short_filter.bias)
-        *gates, v = u.split(self.d_model, dim=-1)
         two_sided = self.config.bidirectional != "no"
-        for gate, (kernel, skip) in zip(reversed(gates[1:]), self.kernels(x.shape[1]), strict=True):
-            v = _mask(self.dropout(v * gate), valid)
+        v, *gates = self._project(x, valid)
+        for gate, (kernel, skip) in zip([None, *reversed(gates[1:])], self.kernels(x.shape[1]), strict=True):
+            v = self.dropout(v if gate is None else _mask(v * gate, valid))
             v = long_conv(v.transpose(1, 2), kernel, skip, bidirectional=two_sided).transpose(1, 2)
-        return _mask(self.out_proj(v * gates[0]), valid), None
+        gated = lambda _context, v, gate: (last_linear(self.out_proj, v * gate),)
+        (y,) = in_pieces(gated, [v, gates[0]], [*self.out_proj.parameters()], self.d_model)
+        return _mask(y, valid), None
+
+    def _project(self, x: Tensor, valid: Tensor | None) -> tuple[Tensor, ...]:
+        """Input of the first long convolution, and the gates x^0 .. x^(order - 2): each [B, L, D]."""
+        conv = self.short_filter
+
+        def project(context: int, x: Tensor, *valid: Tensor) -> tuple[Tensor, ...]:
+            mask = valid[0] if valid else None
+            u = causal_short_conv(_mask(self.in_proj(x), mask), conv.weight, conv.bias)[:, context:]
+            *gates, gate, v = u.split(self.d_model, dim=-1)
+            return _mask(v * gate, None if mask is None else mask[:, context:]), *gates
+
+        params = [*self.in_proj.parameters(), *conv.parameters()]
+        inputs = [x] if valid is None else [x, valid]
+        return in_pieces(project, inputs, params, conv.weight.shape[0], halo=self.config.short_filter - 1)
 
     def _continue(self, x: Tensor, valid: Tensor | None, state: HyenaState) -> tuple[Tensor, HyenaState]:
         u, taps = _mask(self.in_proj(x), valid), self.config.short_filter

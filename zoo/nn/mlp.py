@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.config import config
+from zoo.nn.pieces import last_linear
 
 
 @config
@@ -43,7 +44,7 @@ class MLP(nn.Module):
             x = F.gelu(x)
         else:
             x = F.relu(x) if self.kind == "relu" else F.silu(x)
-        return self.fc2(x)
+        return last_linear(self.fc2, x)
 
 
 class GatedMLP(nn.Module):
@@ -58,7 +59,7 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down((F.silu(gate) if self.kind == "swiglu" else F.gelu(gate)) * up)
+        return last_linear(self.down, (F.silu(gate) if self.kind == "swiglu" else F.gelu(gate)) * up)
 
 
 def make_mlp(d_model: int, config: MLPConfig) -> nn.Module:

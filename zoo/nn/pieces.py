@@ -1,0 +1,142 @@
+"""Pointwise parts of a block in pieces along a long sequence, recomputed in the backward pass instead of kept.
+
+The wide inner tensors of a block (four widths in a feed-forward network, three in Hyena's projections) are most of its
+memory, and at a hundred thousand tokens and more fetching fresh pages for them costs as much time as the products
+themselves. In pieces they never exist as a whole.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PIECE = 1 << 21  # elements of the widest tensor of a piece: 8 MB in float32 stay in the last cache of a CPU
+WHOLE = 1 << 24  # up to so many elements the widest tensor is made and kept as a whole
+ACCELERATOR = 16  # both are so many times larger where caches do not matter and launches do
+_local = threading.local()
+
+# fn(context, *pieces) -> outputs; `context` leading rows of the pieces lie before the rows that are asked for
+PieceFn = Callable[..., tuple[Tensor, ...]]
+
+
+def in_pieces(
+    fn: PieceFn, inputs: Sequence[Tensor], params: Sequence[nn.Parameter | None], width: int, halo: int = 0
+) -> tuple[Tensor, ...]:
+    """Evaluate *fn* on pieces of *inputs* along batch and length, and join its outputs.
+
+    Args:
+        fn: `fn(context, *pieces)` maps pieces [b, context + l, C] to a tuple of [b, l, C']; it must be causal with a
+            reach of at most *halo* rows and draw no random numbers.
+        inputs: tensors [B, L, C].
+        params: every parameter *fn* uses (None entries are passed over).
+        width: channels of the widest tensor inside *fn*.
+        halo: rows before a piece that it needs to see; fewer are given at the start of the sequence.
+
+    Returns:
+        The outputs over all rows, each [B, L, C'].
+    """
+    batch, length = inputs[0].shape[:2]
+    scale = 1 if inputs[0].device.type == "cpu" else ACCELERATOR
+    if batch * length * width <= WHOLE * scale:
+        return fn(0, *inputs)
+    rows = max(halo, PIECE * scale // width, 1)
+    if length <= rows:
+        step = max(1, rows // length)
+        spans = [(b, min(b + step, batch), 0, length) for b in range(0, batch, step)]
+    else:
+        spans = [(b, b + 1, start, min(start + rows, length)) for b in range(batch) for start in range(0, length, rows)]
+    used = [p for p in params if p is not None]
+    if not torch.is_grad_enabled():
+        return _evaluate(fn, spans, halo, inputs)
+    return _InPieces.apply(fn, spans, halo, len(inputs), *inputs, *used)
+
+
+def last_linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """`layer(x)` as the last step of a piece: nothing reads its value when the piece is recomputed."""
+    return _Unread.apply(x, layer.weight, layer.bias) if getattr(_local, "recomputing", False) else layer(x)
+
+
+def _evaluate(
+    fn: PieceFn, spans: list[tuple[int, int, int, int]], halo: int, inputs: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    joined: list[Tensor] = []
+    for b0, b1, start, stop in spans:
+        context = min(halo, start)
+        outputs = fn(context, *(x[b0:b1, start - context : stop] for x in inputs))
+        if not joined:
+            joined = [y.new_empty(*inputs[0].shape[:2], *y.shape[2:]) for y in outputs]
+        for whole, piece in zip(joined, outputs, strict=True):
+            whole[b0:b1, start:stop] = piece
+    return tuple(joined)
+
+
+class _InPieces(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, fn: PieceFn, spans: list[tuple[int, int, int, int]], halo: int, count: int, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        inputs, params = tensors[:count], tensors[count:]
+        kind = inputs[0].device.type
+        ctx.fn, ctx.spans, ctx.halo, ctx.params = fn, spans, halo, params
+        ctx.autocast = {
+            "device_type": kind, "enabled": torch.is_autocast_enabled(kind), "dtype": torch.get_autocast_dtype(kind)
+        }  # fmt: skip
+        ctx.save_for_backward(*inputs)
+        return _evaluate(fn, spans, halo, inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, needs = ctx.saved_tensors, ctx.needs_input_grad[4:]
+        wanted = [p for p, need in zip(ctx.params, needs[len(inputs) :], strict=True) if need]
+        dinputs = [torch.empty_like(x) if need else None for x, need in zip(inputs, needs, strict=False)]
+        dparams: list[Tensor] = []
+        for b0, b1, start, stop in ctx.spans:
+            context = min(ctx.halo, start)
+            rows = (slice(b0, b1), slice(start - context, stop))
+            with torch.enable_grad(), torch.autocast(**ctx.autocast), _recompute():
+                pieces = [x[rows].detach().requires_grad_(d is not None) for x, d in zip(inputs, dinputs, strict=True)]
+                outputs = ctx.fn(context, *pieces)
+            leaves = [p for p in pieces if p.requires_grad]
+            found = torch.autograd.grad(outputs, [*leaves, *wanted], [g[b0:b1, start:stop] for g in grads])
+            for whole, piece in zip((d for d in dinputs if d is not None), found, strict=False):
+                whole[b0:b1, start:stop] = piece[:, context:]
+                if context:
+                    whole[b0:b1, start - context : start] += piece[:, :context]
+            if dparams:
+                torch._foreach_add_(dparams, list(found[len(leaves) :]))
+            else:
+                dparams = [g.clone() for g in found[len(leaves) :]]
+        filled = iter(dparams)
+        return None, None, None, None, *dinputs, *(next(filled) if need else None for need in needs[len(inputs) :])
+
+
+class _Unread(torch.autograd.Function):
+    """A linear layer whose output no one reads: right shape, no values, the usual gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.bias = bias is not None
+        return x.new_zeros(()).expand(*x.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        flat = g.reshape(-1, g.shape[-1]).to(x.dtype)
+        dx = (flat @ weight.to(x.dtype)).view(x.shape)
+        dweight = (flat.T @ x.reshape(-1, x.shape[-1])).to(weight.dtype)
+        return dx, dweight, flat.sum(0).to(weight.dtype) if ctx.bias else None
+
+
+@contextmanager
+def _recompute() -> Iterator[None]:
+    before, _local.recomputing = getattr(_local, "recomputing", False), True
+    try:
+        yield
+    finally:
+        _local.recomputing = before

@@ -35,6 +35,7 @@ MIXERS = {
     "baseconv": "zoo.nn.baseconv:BaseConv",
     "h3": "zoo.nn.h3:H3",
     "ponet": "zoo.nn.ponet:PoNet",
+    "orchid": "zoo.nn.orchid:Orchid",
 }
 
 TOKENIZERS = {
@@ -69,6 +70,7 @@ CONVERTERS = {
     "based": "zoo.convert.based",
     "h3": "zoo.convert.h3",
     "ponet": "zoo.convert.ponet",
+    "orchid": "zoo.convert.orchid",
 }
 
 # parity cases: system -> function that runs a case
@@ -95,6 +97,7 @@ REPLAYS = {
     "jrt": "zoo.convert.based:replay_jrt",
     "h3": "zoo.convert.h3:replay",
     "ponet": "zoo.convert.ponet:replay",
+    "orchid": "zoo.convert.orchid:replay",
 }
 
 

@@ -46,6 +46,12 @@ TINY: dict[str, list[dict[str, Any]]] = {
     "baseconv": [{}, {"expand": 2, "kernel": 4, "bias": False, "conv_bias": True}],
     "h3": [{"d_state": 8}, {"d_state": 6, "head_dim": 2, "disc": "zoh"}],
     "ponet": [{"num_heads": 2, "segments": 3}, {"num_heads": 4, "segments": 2, "window": 5}],
+    "orchid": [
+        {"max_len": 32, "filter_width": 8},
+        {"max_len": 32, "filter_width": 8, "kernel": "corr", "transform": "fft", "residual": False, "actq": "gelu"},
+        {"max_len": 32, "filter_width": 8, "kernel": "freq", "transform": "dct", "network": "convt"},
+        {"max_len": 32, "filter_width": 8, "cut": True, "network": "convf", "padding": "reflect", "conv_layers": 2},
+    ],
 }
 B, L = 2, 24
 KINDS = ("causal", "full", "prefix", "block_causal", "window")

@@ -100,6 +100,35 @@ def test_pairs(tmp_path: Path) -> None:
     assert batch["ids"][0][batch["valid"][0]].tolist() == TOKENIZER.encode_pair("ACGT", "TT")[0].tolist()
 
 
+def test_one_label_a_base(tmp_path: Path) -> None:
+    text = "sequence,label\nACGTACGT,00110022\nGGGAAA,.01111\nACGTACGTAC,0000000000\n"
+    data = make(tmp_path, text, task="token", batch_size=3)
+    assert (data.task_kind, data.num_outputs, data.classes) == ("token", 3, ("0", "1", "2"))
+    assert data.class_counts is not None
+    assert data.class_counts.tolist() == [15, 6, 2]
+    batch = next(iter(data.loader("train", train=False)))
+    assert batch["labels"].shape == batch["ids"].shape
+    assert batch["labels"][0].tolist() == [-100, -100, 0, 0, 1, 1, 0, 0, 2, 2, -100]
+    assert batch["labels"][1].tolist() == [-100] * 5 + [0, 1, 1, 1, 1, -100]
+    data = make(tmp_path, text, task="token", batch_size=3)
+    data.tokenizer = KmerTokenizer(KmerTokenizerConfig(k=2, align="left", end="eos"))
+    batch = next(iter(data.loader("train", train=False)))
+    assert batch["labels"][0].tolist() == [-100, 0, 1, 0, 2, -100, -100]
+    assert batch["labels"][1].tolist() == [-100, 0, 1, 1, -100, -100, -100]
+    for side, want in (("right", [0, 0, 1, -100]), ("left", [0, 2, 2, -100])):
+        cut = make(tmp_path, text, task="token", batch_size=3, max_len=4, truncate=side)
+        assert next(iter(cut.loader("train", train=False)))["labels"][0].tolist() == want
+    turned = make(tmp_path, text, task="token", batch_size=3, rc_augment=True).train_dataloader()
+    seen = set()
+    for _ in range(8):
+        batch = next(iter(turned))
+        row = batch["index"].tolist().index(0)
+        real = batch["valid"][row]
+        assert TOKENIZER.sequence(batch["ids"][row][real].tolist()) == "ACGTACGT"  # its own reverse complement
+        seen.add(tuple(batch["labels"][row][real].tolist()[:-1]))
+    assert seen == {(0, 0, 1, 1, 0, 0, 2, 2), (2, 2, 0, 0, 1, 1, 0, 0)}
+
+
 def test_val_fraction_folds_and_limit(tmp_path: Path) -> None:
     text = "sequence,label\n" + "".join(f"{'ACGT' * (i + 1)},{i % 2}\n" for i in range(20))
     data = make(tmp_path, text, val_fraction=0.2)
@@ -188,6 +217,9 @@ def test_upper_and_class_weights(tmp_path: Path) -> None:
         ("sequence,a,b\nA,1,2\n", {"task": "multilabel", "label": ["a", "b"]}, "row 1: 'b' must be 0 or 1, got 2"),
         ("sequence,label\nA,p;z\n", {"task": "multilabel", "classes": ["p", "q"]}, "'z' is none of the classes"),
         ("sequence,label\nA,only\nC,only\n", {}, "one class only"),
+        ("sequence,label\nACG,01\n", {"task": "token"}, "row 1: 2 labels for 3 bases"),
+        ("sequence,label\nACG,012\n", {"task": "token", "classes": ["0", "1"]}, "label '2' is none of the classes"),
+        ("sequence,label\nACG,000\n", {"task": "token"}, "one class only"),
         (TABLE, {"train": {"path": "other.csv"}}, "'other.csv' does not exist"),
         (TABLE, {"train": {"path": "train.csv", "sha256": "0" * 64}}, "not the one the data set was published with"),
         (TABLE, {"root": "/nowhere"}, "folder '/nowhere' does not exist; set data.root"),

@@ -16,7 +16,7 @@ from zoo.errors import ZooError
 from zoo.tokenizers.base import Tokenizer
 
 Split = Literal["train", "val", "test"]
-TaskKind = Literal["lm", "multiclass", "multilabel", "regression"]
+TaskKind = Literal["lm", "multiclass", "multilabel", "regression", "token"]
 
 
 class Data(LightningDataModule):
@@ -26,7 +26,7 @@ class Data(LightningDataModule):
         config: the frozen config it was built from.
         tokenizer: text to ids.
         seed: of order and augmentation.
-        task_kind: what the labels are; `lm` has none.
+        task_kind: what the labels are; `lm` has none, `token` has one for each token (-100: none).
         num_outputs: logits a head needs for them (0 for lm).
         classes: names of the classes or outputs.
         class_counts: training samples of each class (of each positive label), or None.

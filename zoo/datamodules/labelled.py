@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from zoo.config import config
 from zoo.datamodules import labels as read
+from zoo.datamodules import token_labels as per_base
 from zoo.datamodules.augment import coins, reverse_complement
 from zoo.datamodules.base import Data
 from zoo.datamodules.manifest import FileConfig, check
@@ -31,7 +31,8 @@ class LabelledDataConfig:
         separator: in FASTA headers, between name and label.
         sequence, sequence2: column of the sequence, and of the second one of a pair.
         label: column or columns of the labels.
-        task: what the labels are.
+        task: what the labels are. `token` is one letter for every base, in a string as long as the sequence ('.': no
+            label); a token's label is the commonest of its bases.
         classes: names of the classes, or of the outputs of multilabel; () takes them from the training labels.
         val_fraction: part of train held out for val when there is no val file.
         folds, fold: cross-validation when there is no test file: fold `fold` is test and the next one val.
@@ -62,7 +63,7 @@ class LabelledDataConfig:
     sequence: str = "sequence"
     sequence2: str | None = None
     label: str | tuple[str, ...] = "label"
-    task: Literal["multiclass", "multilabel", "regression"] = "multiclass"
+    task: Literal["multiclass", "multilabel", "regression", "token"] = "multiclass"
     classes: tuple[str, ...] = ()
     val_fraction: float = 0.0
     folds: int = 0
@@ -90,8 +91,10 @@ class LabelledDataConfig:
             raise ValueError(f"folds must be at least 3 and fold below it, got folds={self.folds}, fold={self.fold}")
         if self.folds and (self.test is not None or self.val is not None):
             raise ValueError("folds are for data sets that have a train file only")
-        if self.task == "multiclass" and not isinstance(self.label, str):
-            raise ValueError("label must be one column when task is multiclass")
+        if self.task in ("multiclass", "token") and not isinstance(self.label, str):
+            raise ValueError(f"label must be one column when task is {self.task}")
+        if self.task == "token" and self.sequence2 is not None:
+            raise ValueError("labels per base are for single sequences, not for pairs")
         if self.batch_size < 1 or (self.eval_batch_size is not None and self.eval_batch_size < 1):
             raise ValueError("batch_size and eval_batch_size must be at least 1")
 
@@ -114,8 +117,9 @@ class LabelledSource:
         settings: LabelledDataConfig,
         seed: int,
         augment: bool,
+        classes: int = 0,
     ) -> None:
-        self.texts, self.pairs, self.labels = texts, pairs, labels
+        self.texts, self.pairs, self.labels, self.classes = texts, pairs, labels, classes
         self.tokenizer, self.settings, self.seed, self.augment = tokenizer, settings, seed, augment
         self.whole = pairs is not None  # pairs come with their special tokens, single texts get them in `assemble`
         flat, counts = self._encode(texts, pairs)
@@ -140,6 +144,7 @@ class LabelledSource:
         cfg = self.settings
         counts = np.diff(self.ends, prepend=0)[index]
         rows = [self.flat[self.ends[i] - n : self.ends[i]] for i, n in zip(index, counts, strict=True)]
+        turned = np.empty(0, np.int64)
         if self.augment and cfg.rc_augment:
             turned = np.flatnonzero(coins(self.seed, epoch, index))
             if len(turned):
@@ -157,7 +162,22 @@ class LabelledSource:
             pad_to=cfg.pad_to,
             truncate=cfg.truncate,
         )
-        return {"ids": ids, "valid": valid, "labels": self.labels[index], "index": index}
+        labels = self.labels[index]
+        if cfg.task == "token":
+            labels = self._token_labels(index, turned, valid)
+        return {"ids": ids, "valid": valid, "labels": labels, "index": index}
+
+    def _token_labels(
+        self, index: NDArray[np.int64], turned: NDArray[np.int64], valid: NDArray[np.bool_]
+    ) -> NDArray[np.int64]:
+        other, rows = set(turned.tolist()), []
+        for place, i in enumerate(index):
+            text, labels = self.texts[i], self.labels[i]
+            if place in other:
+                text, labels = reverse_complement(text), labels[::-1]
+            rows.append(per_base.per_token(self.tokenizer, text, labels, self.classes))
+        added = (len(self.tokenizer.prefix), len(self.tokenizer.suffix)) if self.settings.add_special else (0, 0)
+        return per_base.place(rows, valid, *added, self.settings.truncate)
 
 
 class LabelledData(Data):
@@ -210,6 +230,8 @@ class LabelledData(Data):
         cfg = self.config
         if cfg.task == "multiclass":
             return read.class_names(table.column(self.columns[0], "label"), cfg.classes)
+        if cfg.task == "token":
+            return per_base.letters(table.column(self.columns[0], "label"), cfg.classes)
         if cfg.classes and len(self.columns) > 1 and len(cfg.classes) != len(self.columns):
             raise ZooError(f"data.classes names {len(cfg.classes)} outputs but data.label {len(self.columns)} columns")
         return tuple(cfg.classes) or self.columns
@@ -217,6 +239,8 @@ class LabelledData(Data):
     def _labels(self, table: Table) -> NDArray[Any]:
         if self.config.task == "multiclass":
             return read.multiclass(table, self.columns[0], self._classes)
+        if self.config.task == "token":
+            return per_base.per_base(table, self.columns[0], self.config.sequence, self._classes)
         if self.config.task == "multilabel":
             return read.multilabel(table, self.columns, self._classes)
         return read.regression(table, self.columns)
@@ -245,7 +269,8 @@ class LabelledData(Data):
         cfg = self.config
         texts = self._texts(table, cfg.sequence, "sequence", rows)
         pairs = self._texts(table, cfg.sequence2, "sequence2", rows) if cfg.sequence2 else None
-        source = LabelledSource(texts, pairs, labels[rows], self.tokenizer, cfg, self.seed, augment)
+        classes = len(self._classes)
+        source = LabelledSource(texts, pairs, labels[rows], self.tokenizer, cfg, self.seed, augment, classes)
         if cfg.max_len is not None and len(source) and int(source.lengths.max()) > cfg.max_len:
             worst = int(source.lengths.argmax())
             raise ZooError(
@@ -265,8 +290,8 @@ class LabelledData(Data):
         return texts
 
     def _check_classes(self, labels: NDArray[Any]) -> None:
-        if self.config.task == "multiclass" and len(self._classes) < 2:
-            raise ZooError(f"the training labels hold one class only ('{self._classes[0]}')")
+        if self.config.task in ("multiclass", "token") and len(self._classes) < 2:
+            raise ZooError(f"the training labels hold one class only ('{''.join(self._classes)}')")
 
     @property
     def num_outputs(self) -> int:
@@ -286,13 +311,16 @@ class LabelledData(Data):
         labels = self.sources["train"].labels  # type: ignore[attr-defined]
         if self.config.task == "multilabel":
             return labels.sum(0).astype(np.int64)
+        if self.config.task == "token":
+            every = np.concatenate(list(labels))
+            return np.bincount(every[every >= 0], minlength=len(self._classes))
         return np.bincount(labels, minlength=len(self._classes))
 
     @property
     def class_weights(self) -> NDArray[np.float32] | None:
         """Weight of each class in the loss, inverse to its frequency; None unless the config asks for them."""
         counts = self.class_counts
-        if not self.config.class_weights or counts is None or self.config.task != "multiclass":
+        if not self.config.class_weights or counts is None or self.config.task == "multilabel":
             return None
         return (counts.sum() / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
 
@@ -300,7 +328,3 @@ class LabelledData(Data):
     def max_tokens(self) -> int:
         self.setup()
         return max(int(source.lengths.max()) for source in self.sources.values())  # type: ignore[attr-defined]
-
-    def with_root(self, root: str) -> LabelledData:
-        """The same data set with its files in another folder."""
-        return LabelledData(replace(self.config, root=root), self.tokenizer, self.seed)

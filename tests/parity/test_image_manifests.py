@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from zoo import catalogue
 from zoo.config import from_dict, resolve, to_dict
+from zoo.convert.official import detect_family
 
 CASES = Path(__file__).parent / "cases"
 FAMILIES = {
@@ -38,6 +40,16 @@ def test_manifest_loads_strictly(system: str, path: Path) -> None:
     }
     with torch.device("meta"):
         model = model_class(config)
+    module = importlib.import_module(catalogue.CONVERTERS[family])
+    assert module.recognises(official)
+    assert module.accepts_config(data["config"])
+    assert detect_family(official) == family
+    if hasattr(module, "config_from_state"):  # files that come without a config
+        unknown = {"kl_weight"}
+        guessed, told = to_dict(module.config_from_state(official)), to_dict(config)
+        assert {k: v for k, v in guessed.items() if k not in unknown} == {
+            k: v for k, v in told.items() if k not in unknown
+        }
     model.load_state_dict(convert[0](official, config), assign=True)
     back = convert[1](model.state_dict(), config)
     assert {name: list(value.shape) for name, value in back.items()} == {

@@ -37,7 +37,7 @@ def tiny(**changes: object) -> SEEDConfig:
 
 @pytest.mark.parametrize("head", ["image_down", "reverse_qformer"])
 def test_pixels_to_ids_to_an_embedding(head: str) -> None:
-    model = SEED(tiny(head=head)).eval()
+    model = SEED(tiny(embedder=head)).eval()
     pixels = torch.rand(3, 3, 14, 14)
     ids = model.encode(pixels)
     assert ids.shape == (3, model.num_tokens) == (3, 5)
@@ -50,7 +50,7 @@ def test_pixels_to_ids_to_an_embedding(head: str) -> None:
 
 @pytest.mark.parametrize("head", ["image_down", "reverse_qformer"])
 def test_stage_2_trains_everything_behind_the_frozen_encoder(head: str) -> None:
-    model = SEED(tiny(head=head)).train()
+    model = SEED(tiny(embedder=head)).train()
     model.freeze_encoder()
     model(torch.rand(4, 3, 14, 14), torch.randn(4, 10)).loss.backward()
     still = {

@@ -50,14 +50,14 @@ def test_ids_and_pixels(legacy: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"bottleneck": "vae"}, {"text_length": 4, "text_width": 7}, {"head": "proxy", "proxy_codes": 20}]
+    "changes", [{}, {"bottleneck": "vae"}, {"text_length": 4, "text_width": 7}, {"target": "proxy", "proxy_codes": 20}]
 )
 def test_every_parameter_learns(changes: dict) -> None:
     model = TiTok(tiny(**changes)).train()
     pixels = torch.rand(2, 3, 16, 16)
     text = torch.randn(2, 4, 7) if "text_length" in changes else None
     result = model(pixels, text)
-    loss = vqgan().proxy_loss(result.output, pixels) if "head" in changes else F.mse_loss(result.output, pixels)
+    loss = vqgan().proxy_loss(result.output, pixels) if "target" in changes else F.mse_loss(result.output, pixels)
     (loss + result.loss).backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
@@ -77,7 +77,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
 
 
 def test_stage_2_starts_from_stage_1_and_trains_decoders_only() -> None:
-    first = TiTok(tiny(head="proxy", proxy_codes=20)).eval()
+    first = TiTok(tiny(target="proxy", proxy_codes=20)).eval()
     with pytest.raises(ZooError, match="to_stage2"):
         first.decode(torch.zeros(1, 5, dtype=torch.long))
     pixels = torch.rand(1, 3, 16, 16)
@@ -92,7 +92,7 @@ def test_stage_2_starts_from_stage_1_and_trains_decoders_only() -> None:
 
 
 def test_confident_proxies_give_their_code() -> None:
-    model = to_stage2(TiTok(tiny(head="proxy", proxy_codes=20)), vqgan())
+    model = to_stage2(TiTok(tiny(target="proxy", proxy_codes=20)), vqgan())
     logits = 100.0 * F.one_hot(torch.tensor([[[3, 7], [0, 19]]]), 20).permute(0, 3, 1, 2).float()
     mixed = model.mix_proxies(logits)
     assert torch.allclose(mixed[0, :, 0, 1], model.pixel_codebook.weight[7], atol=1e-5)

@@ -82,6 +82,16 @@ def noise_config_from_official(official: dict[str, Any]) -> NoiseConfig:
     return NoiseConfig(kind=kind, stratified=bool(official.get("stratisfied")), mode_scale=scale)
 
 
+def recognises(state: State, config: Any = None) -> bool:
+    """Whether these are the weights of a FlexTok."""
+    return "encoder.module_dict.enc_register_module.registers" in state
+
+
+def accepts_config(config: dict[str, Any]) -> bool:
+    """Whether *config* is one that `config_from_official` can read."""
+    return "module_dict" in config.get("encoder", {})
+
+
 def config_from_official(official: dict[str, Any]) -> FlexTokConfig:
     """From the Hub's config.json (a tree of constructor arguments)."""
     enc, dec = official["encoder"]["module_dict"], official["decoder"]["module_dict"]

@@ -41,6 +41,16 @@ _USED = {
 }  # fmt: skip
 
 
+def recognises(state: State, config: Any = None) -> bool:
+    """Whether these are the weights of an AutoencoderKL."""
+    return "quant_conv.weight" in state and "encoder.down_blocks.0.resnets.0.norm1.weight" in state
+
+
+def accepts_config(config: dict[str, Any]) -> bool:
+    """Whether *config* is one that `config_from_official` can read."""
+    return "block_out_channels" in config
+
+
 def config_from_official(official: dict[str, Any]) -> FlexTokVAEConfig:
     """From a diffusers AutoencoderKL config.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zoo.convert.parity import Capture, Case
-from zoo.convert.rename import Renames, State, below, check_round_trip, fuse, split
+from zoo.convert.rename import Renames, State, below, check_round_trip, count_layers, fuse, split
 from zoo.generate.maskgit import MaskGITSampling, masked_after, maskgit
 from zoo.models.maskgit import MaskGIT, MaskGITConfig, mask_tokens, masked_loss
 from zoo.nn.mlp import MLPConfig
@@ -77,6 +77,32 @@ def config_from_official(official: dict[str, Any]) -> MaskGITConfig:
         label_smoothing=losses.get("label_smoothing", 0.1),
         unmasked_weight=losses.get("loss_weight_unmasked_token", 0.1),
     )  # fmt: skip
+
+
+def recognises(state: State, config: Any = None) -> bool:
+    """Whether these are the weights of a TiTok generator."""
+    return "model.lm_head.bias" in state or ("mid_block.attn.qkv.weight" in state and "lm_head.bias" in state)
+
+
+def accepts_config(config: dict[str, Any]) -> bool:
+    """Whether *config* is one that `config_from_official` can read."""
+    return "generator" in config.get("model", {})
+
+
+def config_from_state(state: State) -> MaskGITConfig:
+    """The config as far as shapes tell it; 16 heads and dropout as in every released generator."""
+    uvit = "mid_block.attn.qkv.weight" in state
+    embed = state["embeddings.weight" if uvit else "model.embeddings.word_embeddings.weight"]
+    inner = state["mid_block.mlp.fc1.weight" if uvit else "model.encoder.layer.0.intermediate.dense.weight"]
+    codes = len(state["lm_head.bias" if uvit else "model.lm_head.bias"])
+    positions = state["pos_embed"][0] if uvit else state["model.embeddings.position_embeddings.weight"]
+    layers = 2 * count_layers(state, "in_blocks.") if uvit else count_layers(state, "model.encoder.layer.")
+    vit = ViTConfig(
+        width=embed.shape[1], layers=layers, heads=16, mlp=MLPConfig(kind="gelu", width=len(inner)),
+        qkv_bias="none" if uvit else "all", prenorm=uvit, eps=1e-5 if uvit else 1e-12, dropout=0.1, attn_dropout=0.1,
+    )  # fmt: skip
+    kind, classes = "uvit" if uvit else "bert", len(embed) - codes - 2
+    return MaskGITConfig(kind=kind, codes=codes, classes=classes, length=len(positions) - 1, vit=vit)
 
 
 def to_zoo(state: State, config: MaskGITConfig) -> dict[str, Tensor]:

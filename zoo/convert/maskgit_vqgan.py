@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from zoo.convert.parity import Capture, Case
-from zoo.convert.rename import Renames, State, below, check_round_trip
+from zoo.convert.rename import Renames, State, below, check_round_trip, count_layers
 from zoo.models.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig, maskgit_stack
+from zoo.nn.conv2d import ConvStackConfig
 from zoo.nn.preprocess import PreprocessConfig
 from zoo.nn.vq import VectorQuantizerConfig
 
@@ -60,6 +61,36 @@ def config_from_official(official: dict[str, Any]) -> MaskGITVQGANConfig:
             codebook=official.get("commitment_cost", 0.25),
         ),
         preprocess=PreprocessConfig(size=official["resolution"]),
+    )
+
+
+def recognises(state: State, config: Any = None) -> bool:
+    """Whether these are the weights of a MaskGIT-VQGAN."""
+    return "encoder.down.0.block.0.conv1.weight" in state and "quantize.embedding.weight" in state
+
+
+def accepts_config(config: dict[str, Any]) -> bool:
+    """Whether *config* is one that `config_from_official` can read."""
+    return "channel_mult" in config
+
+
+def stack_from_state(state: State, prefix: str = "decoder.") -> ConvStackConfig:
+    """The convolution stack as the shapes of a decoder tell it."""
+    levels = count_layers(state, f"{prefix}up.")
+    widths = [len(state[f"{prefix}up.{i}.block.0.conv1.weight"]) for i in range(levels)]
+    hidden = widths[0]
+    return maskgit_stack(
+        hidden, tuple(width // hidden for width in widths), count_layers(state, f"{prefix}up.0.block."),
+        state[f"{prefix}conv_in.weight"].shape[1], len(state[f"{prefix}conv_out.weight"]),
+    )  # fmt: skip
+
+
+def config_from_state(state: State) -> MaskGITVQGANConfig:
+    """The config as the shapes of a `.bin` file tell it, for 256-pixel pictures."""
+    codes, dim = state["quantize.embedding.weight"].shape
+    return MaskGITVQGANConfig(
+        stack=stack_from_state(state),
+        quantizer=VectorQuantizerConfig(size=codes, dim=dim, commitment=1.0, codebook=0.25),
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from zoo.convert.parity import Capture, Case
-from zoo.convert.rename import Renames, State, below, check_round_trip
+from zoo.convert.rename import Renames, State, below, check_round_trip, count_layers
 from zoo.generate.autoregressive_image import generate_rar
 from zoo.models.rar import RAR, RARConfig, rar_vit
 
@@ -47,6 +47,27 @@ def config_from_official(official: dict[str, Any]) -> RARConfig:
             g["attn_drop"],
         ),
         class_dropout=g["class_label_dropout"],
+    )
+
+
+def recognises(state: State, config: Any = None) -> bool:
+    """Whether these are the weights of a RAR generator."""
+    return "target_aware_pos_embed" in state and "timesteps_embeddings" in state
+
+
+def accepts_config(config: dict[str, Any]) -> bool:
+    """Whether *config* is one that `config_from_official` can read."""
+    return "generator" in config.get("model", {})
+
+
+def config_from_state(state: State) -> RARConfig:
+    """The config as the shapes of a `.bin` file tell it; dropout as published."""
+    rows, width = state["embeddings.weight"].shape
+    codes = len(state["lm_head.bias"])
+    heads = width // len(state["blocks.0.attn.q_norm.weight"])
+    vit = rar_vit(width, count_layers(state, "blocks."), heads, len(state["blocks.0.mlp.fc1.weight"]))
+    return RARConfig(
+        codes=codes, classes=rows - codes - 2, length=state["timesteps_embeddings"].shape[1] - 100, vit=vit
     )
 
 

@@ -61,6 +61,11 @@ def split(state: dict[str, Tensor], whole: str, parts: Sequence[str]) -> None:
     state.update(zip(parts, (piece.contiguous() for piece in state.pop(whole).chunk(len(parts))), strict=True))
 
 
+def count_layers(state: State, prefix: str) -> int:
+    """Number of distinct layer indices in keys `<prefix><index>.<...>`."""
+    return len({key.removeprefix(prefix).split(".", 1)[0] for key in state if key.startswith(prefix)})
+
+
 def check_round_trip(official: State, back: State) -> None:
     """Raise ZooError unless *back* holds exactly the keys and values of *official*."""
     import torch

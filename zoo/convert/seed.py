@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from zoo.convert.parity import Capture, Case
-from zoo.convert.rename import Renames, State, below, check_round_trip, fuse, split
+from zoo.convert.rename import Renames, State, below, check_round_trip, count_layers, fuse, split
 from zoo.models.seed import (
     SEED,
     SEEDConfig,
@@ -97,9 +99,45 @@ def config_from_official(official: dict[str, Any]) -> SEEDConfig:
             size=official["n_embed"], dim=official["codebook_embed_dim"], commitment=1.0, codebook=0.25
         ),
         decoder=decoder_vit(bert["hidden_size"], official["decode_depth"]),
-        head="reverse_qformer" if official.get("use_qformer_image") else "image_down",
+        embedder="reverse_qformer" if official.get("use_qformer_image") else "image_down",
         embed_width=official["image_features_dim"],
         preprocess=preprocess,
+    )
+
+
+def recognises(state: State, config: Any = None) -> bool:
+    """Whether these are the weights of a SEED tokenizer."""
+    return "encode_task_layer.0.weight" in state and "query_tokens" in state
+
+
+def accepts_config(config: dict[str, Any]) -> bool:
+    """Whether *config* is one that `config_from_official` can read."""
+    return "codebook_embed_dim" in config and "bert" in config
+
+
+def config_from_state(state: State) -> SEEDConfig:
+    """The config as the shapes of `seed_quantizer.pt` tell it; heads as released (EVA 16, Q-Former and decoder 12)."""
+    width = state["visual_encoder.cls_token"].shape[-1]
+    patch = state["visual_encoder.patch_embed.proj.weight"].shape[-1]
+    grid = math.isqrt(state["visual_encoder.pos_embed"].shape[1] - 1)
+    codes, dim = state["quantize.embedding.weight"].shape
+    inner = state["Qformer.bert.encoder.layer.0.intermediate_query.dense.weight"].shape
+    vit = eva_vit(width, count_layers(state, "visual_encoder.blocks."), 16)
+    mlp = replace(vit.mlp, width=len(state["visual_encoder.blocks.0.mlp.fc1.weight"]))
+    bert = {
+        "hidden_size": inner[1], "intermediate_size": inner[0], "num_attention_heads": 12,
+        "num_hidden_layers": count_layers(state, "Qformer.bert.encoder.layer."),
+        "max_position_embeddings": state["Qformer" + _POSITION_IDS].shape[1],
+    }  # fmt: skip
+    return SEEDConfig(
+        vit=replace(vit, mlp=mlp),
+        patch=patch,
+        qformer=_qformer(bert, state["query_tokens"].shape[1], width),
+        quantizer=VectorQuantizerConfig(size=codes, dim=dim, commitment=1.0, codebook=0.25),
+        decoder=decoder_vit(inner[1], count_layers(state, "blocks.")),
+        embedder="image_down" if "image_down.0.weight" in state else "reverse_qformer",
+        embed_width=len(state["distill_image_proj.bias"]),
+        preprocess=replace(SEEDConfig().preprocess, size=grid * patch),
     )
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.convert.maskgit_vqgan import decoder_pairs
+from zoo.convert.maskgit_vqgan import decoder_pairs, stack_from_state
 from zoo.convert.parity import Capture, Case
-from zoo.convert.rename import Renames, State, below, check_round_trip
+from zoo.convert.rename import Renames, State, below, check_round_trip, count_layers
 from zoo.models.maskgit_vqgan import maskgit_stack
 from zoo.models.titok import TiTok, TiTokConfig
 from zoo.nn.mlp import MLPConfig
@@ -46,7 +47,7 @@ _SIDE = [
 
 def _renames(config: TiTokConfig) -> Renames:
     pixel = decoder_pairs(len(config.pixel_decoder.widths)) if config.pixel_decoder is not None else []
-    head = [("ffn.0.*", "head.0.*"), ("ffn.2.*", "head.2.*")] if config.head == "proxy" else [("ffn.0.*", "head.*")]
+    head = [("ffn.0.*", "head.0.*"), ("ffn.2.*", "head.2.*")] if config.target == "proxy" else [("ffn.0.*", "head.*")]
     return Renames(
         [
             ("latent_tokens", "encoder.latent_tokens"),
@@ -92,7 +93,7 @@ def config_from_official(official: dict[str, Any]) -> TiTokConfig:
             commitment=vq.get("commitment_cost", 0.25),
             update="cvq" if vq.get("clustering_vq") else "gradient",
         ),
-        head="proxy" if legacy else "pixels",
+        target="proxy" if legacy else "pixels",
         pixel_decoder=pixel,
         legacy_reshape=legacy,
         text_length=vq.get("text_context_length", 77) if text else 0,
@@ -104,6 +105,59 @@ def config_from_official(official: dict[str, Any]) -> TiTokConfig:
 def tatitok_config_from_official(official: dict[str, Any]) -> TiTokConfig:
     """The same for TA-TiTok, whose configs name their class only by the checkpoint's file name."""
     return config_from_official({**official, "class": "TATiTok"})
+
+
+def recognises(state: State, config: Any = None) -> bool:
+    """Whether these are the weights of a TiTok or TA-TiTok."""
+    return "latent_tokens" in state and "encoder.latent_token_positional_embedding" in state
+
+
+def accepts_config(config: dict[str, Any]) -> bool:
+    """Whether *config* is one that `config_from_official` can read."""
+    return "vq_model" in config.get("model", {}) and "dataset" in config
+
+
+def config_from_state(state: State) -> TiTokConfig:
+    """The config as far as shapes tell it, for the `.bin` files that come without one.
+
+    Heads are 64 wide, and codes are normalised exactly in the legacy form, as in every released model.
+    """
+    proxy = "decoder.ffn.2.weight" in state
+    patch = state["encoder.patch_embed.weight"].shape[-1]
+    size = patch * math.isqrt(len(state["encoder.positional_embedding"]) - 1)
+    dim = state["decoder.decoder_embed.weight"].shape[1]
+    vae = "quantize.embedding.weight" not in state
+    text = state.get("decoder.text_guidance_positional_embedding")
+    return TiTokConfig(
+        encoder=_vit_of(state, "encoder."),
+        decoder=_vit_of(state, "decoder."),
+        encoder_patch=patch,
+        decoder_patch=size // math.isqrt(len(state["decoder.positional_embedding"]) - 1),
+        latents=len(state["latent_tokens"]),
+        bottleneck="vae" if vae else "vq",
+        quantizer=VectorQuantizerConfig(
+            size=1024 if vae else len(state["quantize.embedding.weight"]), dim=dim, l2_norm=proxy,
+            update="cvq" if "quantize.embed_prob" in state else "gradient",
+        ),
+        target="proxy" if proxy else "pixels",
+        proxy_codes=len(state["decoder.ffn.2.weight"]) if proxy else 1024,
+        pixel_decoder=stack_from_state(state, "pixel_decoder.") if "pixel_decoder.conv_in.weight" in state else None,
+        legacy_reshape=proxy,
+        text_length=0 if text is None else len(text),
+        text_width=768 if text is None else state["decoder.text_guidance_proj.weight"].shape[1],
+        preprocess=PreprocessConfig(size=size),
+    )  # fmt: skip
+
+
+def _vit_of(state: State, side: str) -> ViTConfig:
+    width = state[side + "class_embedding"].shape[1]
+    inner = len(state[side + "transformer.0.mlp.c_fc.weight"])
+    return ViTConfig(
+        width=width,
+        layers=count_layers(state, side + "transformer."),
+        heads=width // 64,
+        mlp=MLPConfig(kind="gelu", width=inner),
+    )
 
 
 def to_zoo(state: State, config: TiTokConfig) -> dict[str, Tensor]:
@@ -160,7 +214,7 @@ def replay(case: Case) -> dict[str, Tensor]:
     out |= seen.all()
     out["dec.ffn"] = decoder.to_grid(out.pop("head"))
     out["z"], out["z_quantized"] = _columns(out["z"]), _columns(latents)
-    if model.config.head == "proxy":
+    if model.config.target == "proxy":
         out["dec.proxy_logits"] = logits
     if model.pixel_decoder is not None:
         out["pixel.soft_quant"] = model.mix_proxies(logits)

@@ -64,8 +64,18 @@ class FlexTokConfig:
     channels: int = 16
     latent_size: int = 32
     patch: int = 2
-    encoder: ViTConfig = field(default_factory=lambda: flextok_vit(768, 12))
-    decoder: ViTConfig = field(default_factory=lambda: flextok_vit(768, 12, adaln=True))
+    encoder: ViTConfig = field(
+        default_factory=lambda: ViTConfig(
+            width=768, layers=12, heads=12, mlp=MLPConfig(kind="swiglu", width=2048, bias=False), qkv_bias="none",
+            out_bias=False, qk_norm="plain", scale=0.125, norm_affine=False,
+        )
+    )  # fmt: skip
+    decoder: ViTConfig = field(
+        default_factory=lambda: ViTConfig(
+            width=768, layers=12, heads=12, mlp=MLPConfig(kind="swiglu", width=2048, bias=False), qkv_bias="none",
+            out_bias=False, qk_norm="plain", scale=0.125, norm_affine=False, adaln=True, adaln_groups=2,
+        )
+    )  # fmt: skip
     registers: int = 256
     fsq: FSQConfig = field(default_factory=FSQConfig)
     encoder_positions: Literal["sincos", "learnable_sum", "learnable_prod"] = "sincos"
@@ -260,6 +270,13 @@ class FlexTok(VisualModel):
         loss = F.mse_loss(velocity.float(), (noise - latents).float())
         clean = noised - t[:, None, None, None].to(velocity.dtype) * velocity
         return Reconstruction(clean, result.ids, loss, {"flow_loss": loss.detach()})
+
+    def example_inputs(self) -> dict[str, Tensor]:
+        if self.vae is not None:
+            return super().example_inputs()
+        c = self.config
+        shape = (1, c.channels, c.latent_size, c.latent_size)
+        return {"latents": torch.randn(shape, generator=torch.Generator().manual_seed(20))}
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:

@@ -114,6 +114,12 @@ class MaskGIT(nn.Module):
         drop = torch.rand(classes.shape, device=classes.device) < self.config.class_dropout
         return torch.where(drop, self.dropped, classes)
 
+    def example_inputs(self) -> dict[str, Tensor]:
+        """Arguments of `forward`, made from a seed: what a saved model is checked with."""
+        source = torch.Generator().manual_seed(20)
+        ids = torch.randint(self.config.codes, (2, self.config.length), generator=source)
+        return {"ids": ids, "classes": torch.randint(self.config.classes, (2,), generator=source)}
+
     def param_groups(self) -> list[ParamGroup]:
         """All parameters in one group."""
         return split_param_groups(self)

@@ -48,7 +48,12 @@ class RARConfig:
     codes: int = 1024
     classes: int = 1000
     length: int = 256
-    vit: ViTConfig = field(default_factory=lambda: rar_vit(768, 24, 16, 3072))
+    vit: ViTConfig = field(
+        default_factory=lambda: ViTConfig(
+            width=768, layers=24, heads=16, mlp=MLPConfig(kind="gelu", width=3072), qk_norm="affine",
+            eps=1e-6, qk_eps=1e-6, adaln=True, dropout=0.1, attn_dropout=0.1,
+        )
+    )  # fmt: skip
     class_dropout: float = 0.1
     spare_positions: int = 1024
     spare_steps: int = 100
@@ -136,6 +141,12 @@ class RAR(nn.Module):
         labels = ids.gather(1, orders)
         logits = self(labels, classes, orders)[:, :-1]
         return F.cross_entropy(logits.transpose(1, 2), labels)
+
+    def example_inputs(self) -> dict[str, Tensor]:
+        """Arguments of `forward`, made from a seed: what a saved model is checked with."""
+        source = torch.Generator().manual_seed(20)
+        ids = torch.randint(self.config.codes, (2, self.config.length), generator=source)
+        return {"ids": ids, "classes": torch.randint(self.config.classes, (2,), generator=source)}
 
     def param_groups(self) -> list[ParamGroup]:
         """All parameters in one group."""

@@ -49,21 +49,29 @@ class SEEDConfig:
         qformer: reads the image features.
         quantizer: codebook; its loss weighs commitment 1 and codebook 0.25 (taming's legacy form).
         decoder: blocks behind the codebook, one stack for the causal embeddings and one for the image embedding.
-        head: how an image embedding is made: `image_down` (the released weights) or `reverse_qformer` (one query,
+        embedder: how an image embedding is made: `image_down` (the released weights) or `reverse_qformer` (one query,
             the published training script).
         embed_width: of the CLIP image embedding.
         preprocess: of pictures. The official class squeezes them to 224 x 224 with bicubic interpolation, some of
             its scripts with bilinear, which gives other ids.
     """
 
-    vit: ViTConfig = field(default_factory=eva_vit)
+    vit: ViTConfig = field(
+        default_factory=lambda: ViTConfig(
+            width=1408, layers=39, heads=16, mlp=MLPConfig(kind="gelu", width=6144), qkv_bias="qv", eps=1e-6
+        )
+    )
     patch: int = 14
     qformer: QFormerConfig = field(default_factory=QFormerConfig)
     quantizer: VectorQuantizerConfig = field(
         default_factory=lambda: VectorQuantizerConfig(size=8192, dim=32, commitment=1.0, codebook=0.25)
     )
-    decoder: ViTConfig = field(default_factory=decoder_vit)
-    head: Literal["image_down", "reverse_qformer"] = "image_down"
+    decoder: ViTConfig = field(
+        default_factory=lambda: ViTConfig(
+            width=768, layers=4, heads=12, mlp=MLPConfig(kind="gelu", width=3072), eps=1e-6
+        )
+    )
+    embedder: Literal["image_down", "reverse_qformer"] = "image_down"
     embed_width: int = 1024
     preprocess: PreprocessConfig = field(
         default_factory=lambda: PreprocessConfig(
@@ -110,7 +118,7 @@ class SEED(VisualModel):
         self.blocks_image = ViT(config.decoder)
         self.image_down: nn.Sequential | None = None
         self.reverse_qformer: QFormer | None = None
-        if config.head == "image_down":
+        if config.embedder == "image_down":
             sizes = (width, 256, 128, 32)
             linears = [nn.Linear(a, b, bias=False) for a, b in pairwise(sizes)]
             self.image_down = nn.Sequential(linears[0], nn.ReLU(), linears[1], nn.ReLU(), linears[2])
@@ -146,6 +154,10 @@ class SEED(VisualModel):
         embedding = self.image_embedding(decoded)
         parts = stage2_losses(result.loss, rebuilt, states, embedding, clip_embedding)
         return Reconstruction(embedding, result.ids, parts.pop("total"), parts)
+
+    def example_inputs(self) -> dict[str, Tensor]:
+        embedding = torch.randn(1, self.config.embed_width, generator=torch.Generator().manual_seed(21))
+        return {**super().example_inputs(), "clip_embedding": embedding}
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class TiTokConfig:
         bottleneck: `vq` or `vae` (continuous latents of the quantizer's `dim` channels).
         quantizer: codebook.
         kl_weight: of the VAE's KL divergence, summed over a picture.
-        head: `pixels` (one-stage), or `proxy` (stage 1: logits of `proxy_codes` MaskGIT-VQGAN codes a patch).
+        target: `pixels` (one-stage), or `proxy` (stage 1: logits of `proxy_codes` MaskGIT-VQGAN codes a patch).
         proxy_codes: size of that codebook.
         pixel_decoder: stage 2: the decoder that turns the softmax mixture of proxy codes into pixels.
         legacy_reshape: read the latents [K, W] as [W, K] in memory order before the last projection, as the released
@@ -51,7 +51,7 @@ class TiTokConfig:
     bottleneck: Literal["vq", "vae"] = "vq"
     quantizer: VectorQuantizerConfig = field(default_factory=lambda: VectorQuantizerConfig(size=8192, dim=64))
     kl_weight: float = 1e-6
-    head: Literal["pixels", "proxy"] = "pixels"
+    target: Literal["pixels", "proxy"] = "pixels"
     proxy_codes: int = 1024
     pixel_decoder: ConvStackConfig | None = None
     legacy_reshape: bool = False
@@ -63,8 +63,8 @@ class TiTokConfig:
         for patch in (self.encoder_patch, self.decoder_patch):
             if self.preprocess.size % patch:
                 raise ValueError(f"pictures of {self.preprocess.size} pixels do not divide into patches of {patch}")
-        if self.pixel_decoder is not None and self.head != "proxy":
-            raise ValueError("a pixel_decoder reads proxy codes: set head to 'proxy' or leave it out")
+        if self.pixel_decoder is not None and self.target != "proxy":
+            raise ValueError("a pixel_decoder reads proxy codes: set target to 'proxy' or leave it out")
 
 
 def _tokens(count: int, width: int) -> nn.Parameter:
@@ -120,13 +120,13 @@ class TiTokDecoder(nn.Module):
         self.norm_out = nn.LayerNorm(width)
         self.head: nn.Module
         self.conv_out: nn.Module
-        if config.head == "proxy":
+        if config.target == "proxy":
             self.head = nn.Sequential(nn.Linear(width, 2 * width), nn.Tanh(), nn.Linear(2 * width, config.proxy_codes))
             self.conv_out = nn.Identity()
         else:
             self.head = nn.Linear(width, 3 * patch**2)
             self.conv_out = nn.Conv2d(3, 3, 3, padding=1)
-        self.proxy = config.head == "proxy"
+        self.proxy = config.target == "proxy"
 
     def forward(self, latents: Tensor, text: Tensor | None = None) -> Tensor:
         batch, count = latents.shape[:2]
@@ -212,7 +212,7 @@ class TiTok(VisualModel):
         x = self.proxy_logits(latents, text)
         if self.pixel_decoder is not None:
             x = self.pixel_decoder(self.mix_proxies(x))
-        elif self.config.head == "proxy":
+        elif self.config.target == "proxy":
             return x
         return denormalize(x, self.config.preprocess)
 
@@ -240,12 +240,19 @@ class TiTok(VisualModel):
     @torch.no_grad()
     def decode(self, ids: Tensor, text: Tensor | None = None) -> Tensor:
         self.check_ids(ids)
-        if self.config.head == "proxy" and self.pixel_decoder is None:
+        if self.config.target == "proxy" and self.pixel_decoder is None:
             raise ZooError(
                 "a stage-1 TiTok predicts proxy codes and cannot decode pixels; add the pixel decoder with to_stage2"
             )
         assert self.quantizer is not None
         return self.decode_latents(self.quantizer.lookup(ids), text)
+
+    def example_inputs(self) -> dict[str, Tensor]:
+        inputs = super().example_inputs()
+        if self.config.text_length:
+            shape = (1, self.config.text_length, self.config.text_width)
+            inputs["text"] = torch.randn(shape, generator=torch.Generator().manual_seed(21))
+        return inputs
 
     def freeze_encoder(self) -> None:
         """Stage 2 trains the decoders only: encoder, latent tokens and codebook stand still."""
@@ -266,8 +273,8 @@ def to_stage2(model: TiTok, vqgan: MaskGITVQGAN) -> TiTok:
         ZooError: the model is not in stage 1, or the codebook has another size.
     """
     config = model.config
-    if config.head != "proxy" or config.pixel_decoder is not None:
-        raise ZooError("to_stage2 takes a stage-1 TiTok: head 'proxy' and no pixel_decoder")
+    if config.target != "proxy" or config.pixel_decoder is not None:
+        raise ZooError("to_stage2 takes a stage-1 TiTok: target 'proxy' and no pixel_decoder")
     if vqgan.config.quantizer.size != config.proxy_codes:
         raise ZooError(
             f"TiTok predicts {config.proxy_codes} proxy codes, this MaskGIT-VQGAN has {vqgan.config.quantizer.size}"

@@ -44,6 +44,11 @@ class VisualModel(nn.Module):
         """[B, K] -> [B, 3, H, W], nominally in [0, 1], unclamped."""
         raise NotImplementedError
 
+    def example_inputs(self) -> dict[str, Tensor]:
+        """Arguments of `forward`, made from a seed: what a saved model is checked with."""
+        size = self.config.preprocess.size
+        return {"pixels": torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(20))}
+
     def check_pixels(self, pixels: Tensor, multiple: int | None = None) -> None:
         """Raise ZooError unless *pixels* is [B, 3, size, size] (or sides that are multiples of *multiple*)."""
         size, shape = self.config.preprocess.size, list(pixels.shape)

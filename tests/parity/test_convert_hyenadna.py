@@ -19,6 +19,7 @@ from zoo.errors import ConfigError, ZooError
 from zoo.models.hyenadna import HyenaDNA, HyenaDNAConfig
 from zoo.nn.heads import HeadConfig
 from zoo.nn.hyena import HyenaConfig
+from zoo.nn.layout import CAUSAL
 
 SMALL = HyenaDNAConfig(d_model=16, n_layer=2, d_inner=32, max_len=40, hyena=HyenaConfig(filter_width=8))
 OFFICIAL = convert.config_to_official(SMALL)
@@ -192,3 +193,36 @@ def test_weights_of_another_size_than_the_config_are_refused(tmp_path: Path) -> 
     (folder / "config.json").write_text("{")
     with pytest.raises(ZooError, match="no JSON"):
         convert_file(folder)
+
+
+def test_hybrids_with_attention_go_both_ways_and_mix_as_flash_attn_does() -> None:
+    layer = {"_name_": "hyena", "l_max": 40, "emb_dim": 5, "filter_order": 8, "order": 3, "lr_pos_emb": 1e-3, "w": 10}
+    official = {
+        "class": "ConvLMHeadModel", "d_model": 16, "n_layer": 3, "d_inner": 32, "vocab_size": 37, "layer": layer,
+        "attn_layer_idx": [1], "attn_cfg": {"num_heads": 4},
+    }  # fmt: skip
+    config = convert.config_from_official(official)
+    assert config.hyena.interleaved
+    assert config.hyena.shift == 0.0
+    model = HyenaDNA(config).eval()
+    state = convert.to_official(model.state_dict(), config)
+    mixer = "backbone.layers.1.mixer."
+    assert [list(state[mixer + name].shape) for name in ("Wqkv.weight", "Wqkv.bias", "out_proj.bias")] == [
+        [48, 16], [48], [16],
+    ]  # fmt: skip
+    assert "backbone.layers.0.mixer.filter_fn.implicit_filter.6.weight" in state
+    again = convert.to_zoo(state, config)
+    assert all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
+    x = torch.randn(2, 9, 16)
+    q, k, v = (x @ state[mixer + "Wqkv.weight"].T + state[mixer + "Wqkv.bias"]).unflatten(-1, (3, 4, 4)).unbind(2)
+    scores = torch.einsum("bthd,bshd->bhts", q, k) / 2
+    weights = scores.masked_fill(torch.ones(9, 9).triu(1).bool(), -torch.inf).softmax(-1)
+    y = torch.einsum("bhts,bshd->bthd", weights, v).flatten(2)
+    y = y @ state[mixer + "out_proj.weight"].T + state[mixer + "out_proj.bias"]
+    torch.testing.assert_close(model.backbone.layers[1].mixer(x, CAUSAL)[0], y, rtol=1e-4, atol=1e-5)
+
+
+def test_unknown_attention_options_are_refused() -> None:
+    official = {**OFFICIAL, "attn_layer_idx": [0], "attn_cfg": {"num_heads": 2, "dwconv": True}}
+    with pytest.raises(ConfigError, match="dwconv"):
+        convert.config_from_official(official)

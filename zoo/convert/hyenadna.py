@@ -198,13 +198,13 @@ def config_from_state(state: Mapping[str, Tensor]) -> HyenaDNAConfig:
     )
 
 
-def _attention_rows(layer: str, options: dict[str, Any]) -> list[Row]:
-    names = {"Wqkv": "qkv_proj", "out_proj": "out_proj"}
-    return [
-        Row(f"{layer}{name}.{part}", f"{layer}{ours}.{part}")
-        for name, ours in names.items()
-        for part in ("weight", "bias")
-    ]
+def _attention_rows(layer: str, options: Mapping[str, Any]) -> list[Row]:
+    """flash-attn's MHA: one projection holding queries, keys and values in that order."""
+    rows = []
+    for official, ours, bias in (("Wqkv", "qkv", "bias"), ("out_proj", "out_proj", "out_bias")):
+        for part in ("weight", "bias") if options.get(bias) else ("weight",):
+            rows.append(Row(f"{layer}{official}.{part}", f"{layer}{ours}.{part}"))
+    return rows
 
 
 def _drop_axis(tensor: Tensor) -> Tensor:

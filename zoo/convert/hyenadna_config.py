@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from zoo.errors import ConfigError, ZooError
+from zoo.errors import ConfigError, nearest
 from zoo.models.hyenadna import HyenaDNAConfig, MixerAt
 from zoo.nn.heads import HeadConfig
 from zoo.nn.hyena import HyenaConfig
@@ -178,5 +178,31 @@ def config_to_official(config: HyenaDNAConfig, hf: bool = False) -> dict[str, An
     }  # fmt: skip
 
 
-def _attention_options(official: dict[str, Any]) -> dict[str, Any]:
-    raise ZooError("attention layers")
+def _attention_options(official: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of flash-attn's MHA -> options of our attention mixer."""
+    known = {
+        "num_heads", "num_heads_kv", "qkv_proj_bias", "out_proj_bias", "bias", "rotary_emb_dim", "rotary_emb_base",
+        "rotary_emb_interleaved", "softmax_scale", "dropout", "causal", "use_alibi", "use_flash_attn", "fused_bias_fc",
+    }  # fmt: skip
+    for key in official:
+        if key not in known:
+            raise ConfigError(
+                f"official attention option {key}={official[key]!r} is not supported" + nearest(key, known)
+            )
+    bias = bool(official.get("bias", True))
+    options: dict[str, Any] = {
+        "heads": int(official["num_heads"]),
+        "kv_heads": int(official.get("num_heads_kv") or 0),
+        "bias": bool(official.get("qkv_proj_bias", bias)),
+        "out_bias": bool(official.get("out_proj_bias", bias)),
+        "alibi": bool(official.get("use_alibi", False)),
+        "scale": official.get("softmax_scale"),
+        "dropout": float(official.get("dropout", 0.0)),
+    }
+    if official.get("rotary_emb_dim"):
+        options["rope"] = {
+            "dim": int(official["rotary_emb_dim"]),
+            "base": float(official.get("rotary_emb_base", 10000.0)),
+            "interleaved": bool(official.get("rotary_emb_interleaved", False)),
+        }
+    return options

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import zoo.datamodules as datamodules
+import zoo.tokenizers as tokenizers
 from zoo.datamodules.augment import reverse_complement
 from zoo.datamodules.labelled import LabelledData
 from zoo.errors import ConfigError, ZooError
@@ -171,6 +172,41 @@ def test_reverse_complement_is_a_fair_coin_of_training_only(tmp_path: Path) -> N
         assert turned[0] != turned[1]
         plain = next(iter(data.loader("train", train=False)))
         assert all(ids[valid].tolist() == forward for ids, valid in zip(plain["ids"], plain["valid"], strict=True))
+
+
+def test_both_strands_in_a_batch(tmp_path: Path) -> None:
+    text = "sequence,mate,label\n" + "AACCG,TTT,0\nGTTTGCA,C,1\n" * 8
+    for fields in ({}, {"sequence2": "mate"}):
+        data = make(tmp_path, text, rc_views=True, rc_augment=True, batch_size=16, **fields)
+        batch = next(iter(data.train_dataloader()))
+        forward, backward = 0, 0
+        for i in range(16):
+            one, two = (batch[k][i][batch[v][i]].tolist() for k, v in (("ids", "valid"), ("ids_rc", "valid_rc")))
+            texts = [("AACCG", "TTT"), ("GTTTGCA", "C")][int(batch["labels"][i])]
+            turned = [reverse_complement(t.encode()) for t in texts]
+            if fields:
+                want = [TOKENIZER.encode_pair(*pair)[0].tolist() for pair in (texts, turned)]
+            else:
+                want = [TOKENIZER.encode(texts[0]).tolist(), TOKENIZER.encode(turned[0]).tolist()]
+            assert [one, two] in (want, want[::-1])
+            forward, backward = forward + ([one, two] == want), backward + ([one, two] != want)
+        assert forward
+        assert backward
+
+
+def test_the_other_strand_may_be_longer(tmp_path: Path) -> None:
+    tokenizer = tokenizers.from_catalogue("dna-bpe1024")
+    text = next(
+        t
+        for t in ("".join(np.random.default_rng(i).choice(list("ACGT"), 40)) for i in range(100))
+        if len(tokenizer.encode(reverse_complement(t.encode()))) > len(tokenizer.encode(t))
+    )
+    longest = len(tokenizer.encode(reverse_complement(text.encode())))
+    for fields in ({"rc_augment": True}, {"rc_views": True}):
+        data = make(tmp_path, f"sequence,label\n{text},0\nA,1\n", max_len=longest - 1, **fields)
+        data.tokenizer = tokenizer
+        with pytest.raises(ZooError, match=rf"row 1: the sequence has {longest} tokens"):
+            data.setup()
 
 
 def test_lengths(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from zoo.config import config
 from zoo.datamodules import labels as read
 from zoo.datamodules import token_labels as per_base
-from zoo.datamodules.augment import coins, reverse_complement
 from zoo.datamodules.base import Data
 from zoo.datamodules.manifest import FileConfig, check
+from zoo.datamodules.rows import LabelledSource
 from zoo.datamodules.table import Table, read_table
 from zoo.errors import ZooError
 from zoo.tokenizers.base import Tokenizer
@@ -43,6 +43,8 @@ class LabelledDataConfig:
         add_special: add the tokenizer's special tokens.
         upper: read soft-masked lower case as upper case.
         rc_augment: in training, each sequence is reverse-complemented with probability 1/2 (both of a pair).
+        rc_views: batches also hold `ids_rc` and `valid_rc`, the reverse complement of each row, for averaging over
+            both strands at test time and for post-hoc conjoining.
         class_weights: offer `class_weights` (inverse class frequency, mean 1 over the samples) to the task.
         limit: use only this many training rows, the first of a seeded permutation; 0 uses all.
         batch_size, eval_batch_size: rows a batch, in training and otherwise (None: the same).
@@ -75,6 +77,7 @@ class LabelledDataConfig:
     add_special: bool = True
     upper: bool = False
     rc_augment: bool = False
+    rc_views: bool = False
     class_weights: bool = False
     limit: int = 0
     batch_size: int = 32
@@ -97,87 +100,6 @@ class LabelledDataConfig:
             raise ValueError("labels per base are for single sequences, not for pairs")
         if self.batch_size < 1 or (self.eval_batch_size is not None and self.eval_batch_size < 1):
             raise ValueError("batch_size and eval_batch_size must be at least 1")
-
-
-class LabelledSource:
-    """Rows of one split, tokenized once; reverse complements are tokenized when they are drawn.
-
-    Attributes:
-        lengths: tokens of each row, int64 [N].
-        labels: [N] or [N, K].
-        augment: draw reverse complements.
-    """
-
-    def __init__(
-        self,
-        texts: list[bytes],
-        pairs: list[bytes] | None,
-        labels: NDArray[Any],
-        tokenizer: Tokenizer,
-        settings: LabelledDataConfig,
-        seed: int,
-        augment: bool,
-        classes: int = 0,
-    ) -> None:
-        self.texts, self.pairs, self.labels, self.classes = texts, pairs, labels, classes
-        self.tokenizer, self.settings, self.seed, self.augment = tokenizer, settings, seed, augment
-        self.whole = pairs is not None  # pairs come with their special tokens, single texts get them in `assemble`
-        flat, counts = self._encode(texts, pairs)
-        self.flat = flat.astype(np.int32)
-        self.ends = np.cumsum(counts)
-        extra = 0 if self.whole or not settings.add_special else len(tokenizer.prefix) + len(tokenizer.suffix)
-        self.lengths = counts + extra
-        if settings.max_len is not None and settings.truncate != "error":
-            self.lengths = np.minimum(self.lengths, settings.max_len)
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def _encode(self, texts: list[bytes], pairs: list[bytes] | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        if pairs is None:
-            return self.tokenizer.flat_ids(texts)
-        rows = [self.tokenizer.encode_pair(one, two)[0] for one, two in zip(texts, pairs, strict=True)]
-        return np.concatenate([*rows, np.empty(0, np.int64)]), np.array([len(row) for row in rows], np.int64)
-
-    def batch(self, index: NDArray[np.int64], epoch: int, step: int) -> dict[str, Any]:
-        """ids, valid [B, L], labels, index."""
-        cfg = self.settings
-        counts = np.diff(self.ends, prepend=0)[index]
-        rows = [self.flat[self.ends[i] - n : self.ends[i]] for i, n in zip(index, counts, strict=True)]
-        turned = np.empty(0, np.int64)
-        if self.augment and cfg.rc_augment:
-            turned = np.flatnonzero(coins(self.seed, epoch, index))
-            if len(turned):
-                other = [reverse_complement(self.texts[index[i]]) for i in turned]
-                mates = None if self.pairs is None else [reverse_complement(self.pairs[index[i]]) for i in turned]
-                flat, lengths = self._encode(other, mates)
-                for place, row in zip(turned, np.split(flat, np.cumsum(lengths)[:-1]), strict=True):
-                    rows[place], counts[place] = row.astype(np.int32), len(row)
-        ids, valid = self.tokenizer.assemble(
-            np.concatenate(rows),
-            counts,
-            cfg.max_len,
-            cfg.pad_side,
-            add_special=cfg.add_special and not self.whole,
-            pad_to=cfg.pad_to,
-            truncate=cfg.truncate,
-        )
-        labels = self.labels[index]
-        if cfg.task == "token":
-            labels = self._token_labels(index, turned, valid)
-        return {"ids": ids, "valid": valid, "labels": labels, "index": index}
-
-    def _token_labels(
-        self, index: NDArray[np.int64], turned: NDArray[np.int64], valid: NDArray[np.bool_]
-    ) -> NDArray[np.int64]:
-        other, rows = set(turned.tolist()), []
-        for place, i in enumerate(index):
-            text, labels = self.texts[i], self.labels[i]
-            if place in other:
-                text, labels = reverse_complement(text), labels[::-1]
-            rows.append(per_base.per_token(self.tokenizer, text, labels, self.classes))
-        added = (len(self.tokenizer.prefix), len(self.tokenizer.suffix)) if self.settings.add_special else (0, 0)
-        return per_base.place(rows, valid, *added, self.settings.truncate)
 
 
 class LabelledData(Data):

@@ -1,0 +1,134 @@
+"""Rows of labelled sequences: tokenized once, batched with labels, reverse complements tokenized when needed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zoo.datamodules import token_labels
+from zoo.datamodules.augment import coins, reverse_complement
+from zoo.tokenizers.base import Tokenizer
+
+if TYPE_CHECKING:
+    from zoo.datamodules.labelled import LabelledDataConfig
+
+Rows = list[NDArray[Any]]
+
+
+class LabelledSource:
+    """Rows of one split.
+
+    Attributes:
+        lengths: tokens of each row (of the longer of its two strands where both may be drawn), int64 [N].
+        labels: [N], [N, K], or [N] arrays of one label a base.
+        augment: draw reverse complements.
+
+    Args:
+        texts: the sequences.
+        pairs: the second sequences, if any.
+        labels: of each row.
+        tokenizer: text to ids.
+        settings: of the data set.
+        seed: of the reverse complements.
+        augment: draw them.
+        classes: number of classes, for labels per base.
+    """
+
+    def __init__(
+        self,
+        texts: list[bytes],
+        pairs: list[bytes] | None,
+        labels: NDArray[Any],
+        tokenizer: Tokenizer,
+        settings: LabelledDataConfig,
+        seed: int,
+        augment: bool,
+        classes: int = 0,
+    ) -> None:
+        self.texts, self.pairs, self.labels, self.classes = texts, pairs, labels, classes
+        self.tokenizer, self.settings, self.seed, self.augment = tokenizer, settings, seed, augment
+        # pairs come with their special tokens, single texts get them when a batch is assembled
+        self.frame = settings.add_special and pairs is None
+        flat, self.counts = self._encode(texts, pairs)
+        self.flat = flat.astype(np.int32)
+        self.ends = np.cumsum(self.counts)
+        self.lengths = self._lengths()
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def _lengths(self) -> NDArray[np.int64]:
+        cfg, counts = self.settings, self.counts
+        if cfg.max_len is not None and (cfg.rc_augment or cfg.rc_views) and not self.tokenizer.exact:
+            index = np.arange(len(self))
+            for start in range(0, len(index), 4096):  # the strands of a sequence may differ in their number of tokens
+                part = index[start : start + 4096]
+                counts = counts.copy()
+                counts[part] = np.maximum(counts[part], self._turned(part)[1])
+        lengths = counts + (len(self.tokenizer.prefix) + len(self.tokenizer.suffix) if self.frame else 0)
+        if cfg.max_len is not None and cfg.truncate != "error":
+            lengths = np.minimum(lengths, cfg.max_len)
+        return lengths
+
+    def _encode(self, texts: list[bytes], pairs: list[bytes] | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        if pairs is None:
+            return self.tokenizer.flat_ids(texts)
+        rows = [self.tokenizer.encode_pair(one, two)[0] for one, two in zip(texts, pairs, strict=True)]
+        return np.concatenate([*rows, np.empty(0, np.int64)]), np.array([len(row) for row in rows], np.int64)
+
+    def _turned(self, index: NDArray[np.int64]) -> tuple[Rows, NDArray[np.int64]]:
+        """Ids and token counts of the reverse complements of rows."""
+        mates = None if self.pairs is None else [reverse_complement(self.pairs[i]) for i in index]
+        flat, counts = self._encode([reverse_complement(self.texts[i]) for i in index], mates)
+        return np.split(flat, np.cumsum(counts)[:-1]), counts
+
+    def _stored(self, index: NDArray[np.int64]) -> Rows:
+        return [self.flat[self.ends[i] - self.counts[i] : self.ends[i]] for i in index]
+
+    def _assemble(self, rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        cfg = self.settings
+        counts = np.fromiter(map(len, rows), np.int64, len(rows))
+        return self.tokenizer.assemble(
+            np.concatenate(rows),
+            counts,
+            cfg.max_len,
+            cfg.pad_side,
+            add_special=self.frame,
+            pad_to=cfg.pad_to,
+            truncate=cfg.truncate,
+        )
+
+    def batch(self, index: NDArray[np.int64], epoch: int, step: int) -> dict[str, Any]:
+        """ids, valid [B, L], labels, index; with rc_views also ids_rc and valid_rc [B, L']."""
+        cfg, rows = self.settings, self._stored(index)
+        turn = np.zeros(len(index), np.bool_)
+        if self.augment and cfg.rc_augment:
+            turn = coins(self.seed, epoch, index)
+        other: Rows = []
+        if cfg.rc_views or turn.any():
+            which = np.arange(len(index)) if cfg.rc_views else np.flatnonzero(turn)
+            other = [np.empty(0, np.int64)] * len(index)
+            for place, row in zip(which, self._turned(index[which])[0], strict=True):
+                other[place] = row
+        forward = [other[i] if turn[i] else row for i, row in enumerate(rows)]
+        ids, valid = self._assemble(forward)
+        labels = self._token_labels(index, turn, valid) if cfg.task == "token" else self.labels[index]
+        batch = {"ids": ids, "valid": valid, "labels": labels, "index": index}
+        if cfg.rc_views:
+            backward = [row if turn[i] else other[i] for i, row in enumerate(rows)]
+            batch["ids_rc"], batch["valid_rc"] = self._assemble(backward)
+        return batch
+
+    def _token_labels(
+        self, index: NDArray[np.int64], turn: NDArray[np.bool_], valid: NDArray[np.bool_]
+    ) -> NDArray[np.int64]:
+        rows = []
+        for place, i in enumerate(index):
+            text, labels = self.texts[i], self.labels[i]
+            if turn[place]:
+                text, labels = reverse_complement(text), labels[::-1]
+            rows.append(token_labels.per_token(self.tokenizer, text, labels, self.classes))
+        added = (len(self.tokenizer.prefix), len(self.tokenizer.suffix)) if self.frame else (0, 0)
+        return token_labels.place(rows, valid, *added, self.settings.truncate)

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from zoo.errors import ZooError
 from zoo.nn import hyena as module
-from zoo.nn.hyena import Hyena, HyenaConfig, position_grid
+from zoo.nn import implicit_filter
+from zoo.nn.hyena import Hyena, HyenaConfig
+from zoo.nn.implicit_filter import position_grid
 from zoo.nn.layout import CAUSAL, FULL, Layout
 
 
@@ -87,7 +89,7 @@ def test_long_inference_equals_the_short_form(monkeypatch: pytest.MonkeyPatch, o
     layout = Layout("causal", valid=valid)
     with torch.no_grad():
         expected = mixer(x, layout)[0]
-        monkeypatch.setattr(module, "_CHUNK", 32)
+        monkeypatch.setattr(implicit_filter, "CHUNK", 32)
         monkeypatch.setattr(module, "_GROUP", 4)
         torch.testing.assert_close(mixer(x, layout)[0], expected, rtol=1e-4, atol=1e-5)
 
@@ -97,7 +99,7 @@ def test_the_filter_in_pieces_has_the_same_values_and_gradients(monkeypatch: pyt
     weight = torch.randn(4, 90)
     whole = net(90)
     expected = torch.autograd.grad((whole * weight).sum(), [*net.network(), net.positions])
-    monkeypatch.setattr(module, "_CHUNK", 16)
+    monkeypatch.setattr(implicit_filter, "CHUNK", 16)
     pieces = net(90)
     torch.testing.assert_close(pieces, whole)
     for actual, wanted in zip(
@@ -179,3 +181,49 @@ def test_options_out_of_range_are_refused() -> None:
         HyenaConfig(emb_dim=4)
     with pytest.raises(ValueError, match="order"):
         HyenaConfig(order=1)
+
+
+def test_filters_kept_for_decoding_follow_the_weights() -> None:
+    mixer = Hyena(4, HyenaConfig(max_len=40, filter_width=8)).eval()
+    x = torch.randn(1, 20, 4)
+
+    def decode() -> Tensor:
+        state, steps = mixer.init_state(1, 20), []
+        for t in range(20):
+            y, state = mixer.step(x[:, t], state)
+            steps.append(y)
+        return torch.stack(steps, 1)
+
+    with torch.no_grad():
+        torch.testing.assert_close(decode(), mixer(x, CAUSAL)[0], rtol=1e-4, atol=1e-5)
+        kept = mixer._kept
+        decode()
+        assert mixer._kept is kept
+        mixer.filter.out.weight.mul_(2)
+        torch.testing.assert_close(decode(), mixer(x, CAUSAL)[0], rtol=1e-4, atol=1e-5)
+        mixer.load_state_dict(Hyena(4, mixer.config).state_dict())
+        torch.testing.assert_close(decode(), mixer(x, CAUSAL)[0], rtol=1e-4, atol=1e-5)
+        mixer.train()
+        assert mixer._kept is None
+
+
+def test_gradients_flow_through_a_continued_state() -> None:
+    mixer = Hyena(4, HyenaConfig(max_len=40, filter_width=8, order=3)).double()
+    x = torch.randn(1, 20, 4, dtype=torch.float64, requires_grad=True)
+    y, state = mixer(x[:, :11], CAUSAL, mixer.init_state(1, 20, dtype=torch.float64))
+    z, state = mixer(x[:, 11:19], CAUSAL, state)
+    assert state is not None
+    last, _ = mixer.step(x[:, 19], state)
+    joined = torch.cat([y, z, last[:, None]], 1)
+    weight = torch.randn_like(joined)
+    a = torch.autograd.grad((joined * weight).sum(), [x, *mixer.parameters()])
+    b = torch.autograd.grad((mixer(x, CAUSAL)[0] * weight).sum(), [x, *mixer.parameters()])
+    torch.testing.assert_close(a, b)
+
+
+def test_a_state_holds_no_more_than_it_was_made_for() -> None:
+    mixer = Hyena(4, HyenaConfig(max_len=40, filter_width=8))
+    with pytest.raises(ZooError, match=r"made for 5 tokens.*not for 6"):
+        mixer(torch.randn(1, 6, 4), CAUSAL, mixer.init_state(1, 5))
+    with pytest.raises(ZooError, match=r"41 tokens.*at most 40"):
+        mixer.init_state(1, 41)

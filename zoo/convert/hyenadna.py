@@ -20,7 +20,8 @@ from zoo.convert.hyenadna_config import accepts_config, config_from_official, co
 from zoo.errors import ZooError
 from zoo.models.hyenadna import HyenaDNAConfig
 from zoo.nn.heads import HeadConfig
-from zoo.nn.hyena import HyenaConfig, decay_rates, position_grid
+from zoo.nn.hyena import HyenaConfig
+from zoo.nn.implicit_filter import decay_rates, position_grid
 
 __all__ = [
     "Names", "accepts_config", "config_from_official", "config_from_state", "config_to_official", "mixer_config",

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from zoo.config import config
 from zoo.errors import ZooError
+from zoo.nn import implicit_filter
+from zoo.nn.implicit_filter import HyenaFilter
 from zoo.nn.layout import Layout
 from zoo.nn.longconv import long_conv
 from zoo.nn.mixer import Cost, Mixer, MixerInfo, ParamGroup
@@ -26,7 +26,6 @@ from zoo.nn.pieces import in_pieces, last_linear
 from zoo.nn.shortconv import causal_short_conv, short_conv_history
 from zoo.nn.state import State
 
-_CHUNK = 32768  # positions of the filter evaluated at once: its hidden layers are wide next to its output
 _GROUP = 64  # channels mixed at once in long inference
 
 
@@ -95,116 +94,23 @@ class HyenaConfig:
             raise ValueError("max_len and short_filter must be at least 1")
 
 
-@lru_cache(maxsize=4)
-def position_grid(max_len: int, emb_dim: int, phase: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Position features z [max_len, emb_dim] = [t, Re e^(-i f w), Im e^(-i f w)] and times t [max_len], float32.
-
-    t runs from 0 to 1, w = 2 pi n / max_len, and f from 1e-4 to bands - 1 in equal steps (§3.3).
-    """
-    with torch.inference_mode(False), torch.no_grad():  # the grid is kept, and may later meet autograd
-        bands = (emb_dim - 1) // 2
-        t = torch.linspace(0, 1, max_len, device=device)
-        w = 2 * math.pi * torch.linspace(0, max_len - 1, max_len, device=device) / max_len
-        f = torch.linspace(1e-4, bands - 1, bands, device=device)
-        if phase == "split":
-            return torch.cat([t[:, None], torch.cos(-f * w[:, None]), torch.sin(-f * w[:, None])], dim=1), t
-        wave = torch.exp(-1j * f * w[:, None])
-        return torch.cat([t[:, None], wave.real, wave.imag], dim=1), t
-
-
-def decay_rates(channels: int, options: HyenaConfig, device: torch.device | str = "cpu") -> Tensor:
-    """Signed rates of the exponential windows [channels], equally spaced from the slowest to the fastest."""
-    target = math.log(options.decay_target)
-    return torch.linspace(target / options.slow_decay_pct, target / options.fast_decay_pct, channels, device=device)
-
-
-class HyenaFilter(nn.Module):
-    """The implicit filter: Linear - sin - [Linear - sin] * num_inner_mlps - Linear of the position, times its window.
-
-    All sines share one learned frequency. `skip` weighs the direct path of each convolution.
-    """
-
-    def __init__(self, channels: int, config: HyenaConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.channels = channels
-        width = config.filter_width
-        self.layers = nn.ModuleList([nn.Linear(config.emb_dim, width)])
-        self.layers.extend(nn.Linear(width, width) for _ in range(config.num_inner_mlps))
-        self.out = nn.Linear(width, channels, bias=False)
-        self.freq = nn.Parameter(torch.full((width,), config.sin_freq)) if config.train_freq else None
-        self.skip = nn.Parameter(torch.randn(channels))
-        self.positions: nn.Parameter | None = None
-        if config.learn_positions:
-            self.positions = nn.Parameter(self._grid(torch.device("cpu"))[0].clone())
-
-    def forward(self, length: int) -> Tensor:
-        """Taps 0 .. length - 1 of all channels: [channels, length], at least float32.
-
-        Hidden layers are recomputed in the backward pass where they would outweigh the filter itself.
-        """
-        if length <= _CHUNK:
-            return self.taps(self.hidden(0, length), 0)
-        spans = [(start, min(start + _CHUNK, length)) for start in range(0, length, _CHUNK)]
-        part = lambda start, stop: self.taps(self.hidden(start, stop), start)
-        if torch.is_grad_enabled():
-            return torch.cat(
-                [checkpoint(part, *span, use_reentrant=False, preserve_rng_state=False) for span in spans], dim=1
-            )
-        taps = torch.empty(self.channels, length, device=self.out.weight.device, dtype=self.work)
-        for start, stop in spans:
-            taps[:, start:stop] = part(start, stop)
-        return taps
-
-    @property
-    def work(self) -> torch.dtype:
-        """The dtype filters are computed in: that of the weights, but at least float32."""
-        return torch.promote_types(self.out.weight.dtype, torch.float32)
-
-    def hidden(self, start: int, stop: int) -> Tensor:
-        """Last hidden layer at positions start .. stop - 1: [filter_width, n]."""
-        work = self.work
-        z = (self._grid(self.out.weight.device)[0] if self.positions is None else self.positions)[start:stop]
-        freq = self.config.sin_freq if self.freq is None else self.freq.to(work)[:, None]
-        h = z.to(work).T  # [emb_dim, n]: channels first, so that the taps need no transpose
-        with torch.autocast(h.device.type, enabled=False):
-            for layer in self.layers:
-                h = torch.sin(freq * torch.addmm(layer.bias.to(work)[:, None], layer.weight.to(work), h))
-        return h
-
-    def taps(self, hidden: Tensor, start: int, rows: Tensor | slice = slice(None)) -> Tensor:
-        """Windowed taps [len(rows), n] of the channels *rows*, from the hidden layer at positions from *start*."""
-        weight, config = self.out.weight, self.config
-        with torch.autocast(weight.device.type, enabled=False):
-            h = weight[rows].to(hidden.dtype) @ hidden
-            if config.modulate:
-                rate = decay_rates(self.channels, config, weight.device)[rows].to(hidden.dtype).abs()
-                t = self._grid(weight.device)[1][start : start + hidden.shape[1]].to(hidden.dtype)
-                h = h * (torch.exp(-rate[:, None] * t) + config.shift)
-        return h
-
-    def _grid(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        return position_grid(self.config.max_len, self.config.emb_dim, self.config.phase, device)
-
-    def network(self) -> list[nn.Parameter]:
-        """Parameters of the filter network without the skip weights and position features."""
-        params = [p for layer in (*self.layers, self.out) for p in layer.parameters()]
-        return params if self.freq is None else [*params, self.freq]
-
-
 @dataclass
 class HyenaState(State):
     """What a Hyena mixer remembers.
 
     Attributes:
         tail: [B, short_filter - 1, (order + 1) D] last inputs of the short convolution.
-        past: [B, D, t] inputs of each long convolution so far, in the order they are applied.
+        past: [B, D, capacity] inputs of each long convolution so far, in the order they are applied, then zeros.
         length: tokens consumed.
     """
 
     tail: Tensor
     past: list[Tensor]
     length: int
+
+    @property
+    def capacity(self) -> int:
+        return self.past[0].shape[2]
 
 
 class Hyena(Mixer):
@@ -224,6 +130,7 @@ class Hyena(Mixer):
         self.filter = HyenaFilter(sides * (config.order - 1) * d_model, config)
         self.out_proj = nn.Linear(d_model, d_model)
         self.dropout = nn.Dropout(config.dropout)
+        self._kept: tuple[tuple, list[tuple[Tensor, Tensor]]] | None = None
         causal = config.bidirectional == "no"
         self.info = MixerInfo(
             layouts=frozenset({"causal"} if causal else {"full"}),
@@ -238,12 +145,12 @@ class Hyena(Mixer):
         Raises:
             ZooError: more than max_len tokens.
         """
-        self._check(x.shape[1] + (state.length if isinstance(state, HyenaState) else 0))
+        self._check(x.shape[1] + (state.length if isinstance(state, HyenaState) else 0), state)
         valid = None if layout.valid is None else layout.valid[..., None]  # [B, L, 1]
         if state is not None:
             assert isinstance(state, HyenaState)
             return self._continue(x, valid, state)
-        if not torch.is_grad_enabled() and self.config.bidirectional == "no" and x.shape[1] > _CHUNK:
+        if not torch.is_grad_enabled() and self.config.bidirectional == "no" and x.shape[1] > implicit_filter.CHUNK:
             return self._by_channels(x, valid), None
         two_sided = self.config.bidirectional != "no"
         v, *gates = self._project(x, valid)
@@ -273,20 +180,41 @@ class Hyena(Mixer):
         tail = short_conv_history(u, taps, state.tail)
         u = causal_short_conv(u, self.short_filter.weight, self.short_filter.bias, state.tail.to(u.dtype))
         *gates, v = u.split(self.d_model, dim=-1)
+        reverse = self._reversed_kernels(state.capacity)
         past: list[Tensor] = []
-        kernels = self.kernels(state.length + x.shape[1])
-        for i, (gate, (kernel, skip)) in enumerate(zip(reversed(gates[1:]), kernels, strict=True)):
-            v = _mask(v * gate, valid).transpose(1, 2)
-            past.append(torch.cat([state.past[i].to(v.dtype), v], dim=-1))
-            v = long_conv(past[-1], kernel, skip)[..., -x.shape[1] :].transpose(1, 2)
-        return _mask(self.out_proj(v * gates[0]), valid), HyenaState(tail, past, state.length + x.shape[1])
+        for i, (gate, (kernel, skip)) in enumerate(zip(reversed(gates[1:]), reverse, strict=True)):
+            v = _mask(v * gate, valid).transpose(1, 2)  # [B, D, n]
+            past.append(_stored(state.past[i], v, state.length))
+            v = _resumed(past[i], kernel, skip, state.length, v).transpose(1, 2)
+        y = _mask(self.out_proj(v * gates[0]), valid)
+        return y, HyenaState(tail, past, state.length + x.shape[1])
+
+    def _reversed_kernels(self, length: int) -> list[tuple[Tensor, Tensor]]:
+        """The kernels with their taps from last to first, kept between calls while no weight changes."""
+        if torch.is_grad_enabled():
+            return [(kernel.flip(-1), skip) for kernel, skip in self.kernels(length)]
+        # inference tensors count no versions, but nobody trains them either
+        versions = ((p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.filter.parameters())
+        key = (length, *versions)
+        if self._kept is None or self._kept[0] != key:
+            self._kept = key, [(kernel.flip(-1), skip) for kernel, skip in self.kernels(length)]
+        return self._kept[1]
+
+    def train(self, mode: bool = True) -> Hyena:
+        """Switch modes; filters kept for decoding are dropped."""
+        self._kept = None
+        return super().train(mode)
 
     def _by_channels(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """The same for long inference, a group of channels at a time: no tensor of (order + 1) D channels is made."""
         batch, length, d = x.shape
         convolutions = self.config.order - 1
         hidden = torch.cat(
-            [self.filter.hidden(start, min(start + _CHUNK, length)) for start in range(0, length, _CHUNK)], dim=1
+            [
+                self.filter.hidden(start, min(start + implicit_filter.CHUNK, length))
+                for start in range(0, length, implicit_filter.CHUNK)
+            ],
+            dim=1,
         )
         y = x.new_empty(batch, length, d)
         y[:] = 0 if self.out_proj.bias is None else self.out_proj.bias
@@ -325,9 +253,12 @@ class Hyena(Mixer):
     ) -> HyenaState:
         if self.config.bidirectional != "no":
             super().init_state(batch, max_len, device, dtype)
+        self._check(max_len)
         width = (self.config.order + 1) * self.d_model
         tail = torch.zeros(batch, self.config.short_filter - 1, width, device=device, dtype=dtype)
-        past = [torch.zeros(batch, self.d_model, 0, device=device, dtype=dtype) for _ in range(self.config.order - 1)]
+        past = [
+            torch.zeros(batch, self.d_model, max_len, device=device, dtype=dtype) for _ in range(self.config.order - 1)
+        ]
         return HyenaState(tail, past, 0)
 
     def cost(self, length: int, batch: int = 1) -> Cost:
@@ -355,12 +286,36 @@ class Hyena(Mixer):
             groups.append(positions)
         return groups
 
-    def _check(self, length: int) -> None:
+    def _check(self, length: int, state: State | None = None) -> None:
         if length > self.config.max_len:
             raise ZooError(
                 f"the sequence has {length} tokens but the Hyena filter is defined for at most {self.config.max_len} "
                 "(max_len): split the sequence or take a model with a larger max_len"
             )
+        if isinstance(state, HyenaState) and length > state.capacity:
+            raise ZooError(f"the state was made for {state.capacity} tokens (max_len of init_state), not for {length}")
+
+
+def _stored(past: Tensor, new: Tensor, length: int) -> Tensor:
+    """past [B, D, capacity] with new [B, D, n] at *length*; a copy where autograd still needs the old values."""
+    if torch.is_grad_enabled():
+        past = past.clone()
+    past[:, :, length : length + new.shape[2]] = new
+    return past
+
+
+def _resumed(past: Tensor, reverse: Tensor, skip: Tensor, length: int, new: Tensor) -> Tensor:
+    """Outputs [B, D, n] of the convolution for the inputs *new*, which stand in *past* from *length* on.
+
+    One token is a dot product with the history; more are one transform of it.
+    """
+    total = length + new.shape[2]
+    if new.shape[2] > 1:
+        kernel = reverse[:, reverse.shape[1] - total :].flip(-1)
+        return long_conv(past[:, :, :total].to(new.dtype), kernel, skip)[..., length:]
+    taps = reverse[:, reverse.shape[1] - total :, None]  # [D, t, 1]
+    y = torch.bmm(past[:, :, :total].transpose(0, 1).to(taps.dtype), taps).transpose(0, 1)
+    return y.to(new.dtype) + skip[:, None].to(new.dtype) * new
 
 
 def _mask(x: Tensor, valid: Tensor | None) -> Tensor:

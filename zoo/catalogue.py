@@ -12,6 +12,9 @@ from typing import Any
 from zoo.errors import ConfigError, nearest
 
 MODELS = {
+    "metagene": "zoo.models.metagene:METAGENE",
+    "generator": "zoo.models.generator:GENERator",
+    "dnabert2": "zoo.models.dnabert2:DNABERT2",
     "seed": "zoo.models.seed:SEED",
     "maskgit": "zoo.models.maskgit:MaskGIT",
     "rar": "zoo.models.rar:RAR",
@@ -47,6 +50,7 @@ TOKENIZERS = {
 DATAMODULES = {
     "genome": "zoo.datamodules.genome:GenomeData",
     "labelled": "zoo.datamodules.labelled:LabelledData",
+    "reads": "zoo.datamodules.reads:ReadsData",
 }
 
 TASKS = {
@@ -57,6 +61,9 @@ TASKS = {
 
 # official weights and configs <-> ours: module with to_zoo, to_official, config_from_official
 CONVERTERS = {
+    "metagene": "zoo.convert.metagene",
+    "generator": "zoo.convert.generator",
+    "dnabert2": "zoo.convert.dnabert2",
     "seed": "zoo.convert.seed",
     "maskgit": "zoo.convert.maskgit",
     "rar": "zoo.convert.rar",
@@ -75,6 +82,9 @@ CONVERTERS = {
 
 # parity cases: system -> function that runs a case
 REPLAYS = {
+    "metagene": "zoo.convert.metagene:replay",
+    "generator": "zoo.convert.generator:replay",
+    "dnabert2": "zoo.convert.dnabert2:replay",
     "hyena": "zoo.convert.hyenadna_parity:replay_hyena",
     "lfq": "zoo.convert.quantizers:replay_lfq",
     "flextok": "zoo.convert.flextok:replay",
@@ -129,6 +139,94 @@ class Entry:
 
 
 ENTRIES: dict[str, Entry] = {
+    "dnabert2-117m": Entry(
+        model="dnabert2",
+        hub="zhihan1996/DNABERT-2-117M",
+        config={},
+        params=117074176,
+        context=2048,
+        vocab=4096,
+        tokenizer="dnabert2-bpe",
+        licence="apache-2.0",
+        tasks=("masked_lm", "classify"),
+    ),
+    "generator-eukaryote-1.2b": Entry(
+        model="generator",
+        hub="GenerTeam/GENERator-eukaryote-1.2b-base",
+        config={},
+        params=1162061824,
+        context=16384,
+        vocab=4128,
+        tokenizer="generator-kmer6",
+        licence="mit",
+        tasks=("causal_lm", "classify"),
+    ),
+    "generator-eukaryote-3b": Entry(
+        model="generator",
+        hub="GenerTeam/GENERator-eukaryote-3b-base",
+        config={"d_model": 3072, "n_layer": 30, "d_inner": 8448},
+        params=2998262784,
+        context=16384,
+        vocab=4128,
+        tokenizer="generator-kmer6",
+        licence="mit",
+        tasks=("causal_lm", "classify"),
+    ),
+    "generator-v2-eukaryote-1.2b": Entry(
+        model="generator",
+        hub="GenerTeam/GENERator-v2-eukaryote-1.2b-base",
+        config={},
+        params=1162061824,
+        context=16384,
+        vocab=4128,
+        tokenizer="generator-kmer6",
+        licence="mit",
+        tasks=("causal_lm", "classify"),
+    ),
+    "generator-v2-eukaryote-3b": Entry(
+        model="generator",
+        hub="GenerTeam/GENERator-v2-eukaryote-3b-base",
+        config={"d_model": 3072, "n_layer": 30, "d_inner": 8448},
+        params=2998262784,
+        context=16384,
+        vocab=4128,
+        tokenizer="generator-kmer6",
+        licence="mit",
+        tasks=("causal_lm", "classify"),
+    ),
+    "generator-v2-prokaryote-1.2b": Entry(
+        model="generator",
+        hub="GenerTeam/GENERator-v2-prokaryote-1.2b-base",
+        config={},
+        params=1162061824,
+        context=16384,
+        vocab=4128,
+        tokenizer="generator-kmer6",
+        licence="mit",
+        tasks=("causal_lm", "classify"),
+    ),
+    "generator-v2-prokaryote-3b": Entry(
+        model="generator",
+        hub="GenerTeam/GENERator-v2-prokaryote-3b-base",
+        config={"d_model": 3072, "n_layer": 30, "d_inner": 8448},
+        params=2998262784,
+        context=16384,
+        vocab=4128,
+        tokenizer="generator-kmer6",
+        licence="mit",
+        tasks=("causal_lm", "classify"),
+    ),
+    "metagene-1": Entry(
+        model="metagene",
+        hub="metagene-ai/METAGENE-1",
+        config={},
+        params=6484660224,
+        context=512,
+        vocab=1024,
+        tokenizer="metagene-bpe",
+        licence="apache-2.0",
+        tasks=("causal_lm", "classify"),
+    ),
     "hyenadna-tiny-1k": Entry(
         model="hyenadna",
         hub="LongSafari/hyenadna-tiny-1k-seqlen",

@@ -63,6 +63,22 @@ def read_table(path: Path, format: str = "auto", separator: str = "|") -> Table:
     return table
 
 
+def read_sequences(path: Path, column: str) -> list[bytes]:
+    """The sequences of a FASTA file, or of one column of a CSV or TSV file; empty ones are left out.
+
+    Raises:
+        ZooError: not readable, or without sequences.
+    """
+    if _format(path) == "fasta":
+        found = [sequence for _, sequence in read_fasta(path)]
+    else:
+        found = [text.strip().encode("latin-1", "replace") for text in read_table(path).column(column, "sequence")]
+    kept = [text for text in found if text]
+    if not kept:
+        raise ZooError(f"'{path}' holds no sequences")
+    return kept
+
+
 def _format(path: Path) -> str:
     name = path.name.lower().removesuffix(".gz")
     if name.endswith((".fa", ".fasta", ".fna", ".ffn")):

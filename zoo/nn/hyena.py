@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from zoo.config import config
 from zoo.errors import ZooError
 from zoo.nn import implicit_filter
-from zoo.nn.implicit_filter import HyenaFilter
+from zoo.nn.implicit_filter import HyenaFilter, decay_rates, position_grid
 from zoo.nn.layout import Layout
 from zoo.nn.longconv import long_conv
 from zoo.nn.mixer import Cost, Mixer, MixerInfo, ParamGroup
@@ -26,6 +26,7 @@ from zoo.nn.pieces import in_pieces, last_linear
 from zoo.nn.shortconv import causal_short_conv, short_conv_history
 from zoo.nn.state import State
 
+__all__ = ["Hyena", "HyenaConfig", "HyenaFilter", "HyenaState", "decay_rates", "position_grid"]
 _GROUP = 64  # channels mixed at once in long inference
 
 
@@ -209,13 +210,9 @@ class Hyena(Mixer):
         """The same for long inference, a group of channels at a time: no tensor of (order + 1) D channels is made."""
         batch, length, d = x.shape
         convolutions = self.config.order - 1
-        hidden = torch.cat(
-            [
-                self.filter.hidden(start, min(start + implicit_filter.CHUNK, length))
-                for start in range(0, length, implicit_filter.CHUNK)
-            ],
-            dim=1,
-        )
+        starts = range(0, length, implicit_filter.CHUNK)
+        pieces = [self.filter.hidden(start, min(start + starts.step, length)) for start in starts]
+        hidden = torch.cat(pieces, dim=1)  # [filter_width, L]
         y = x.new_empty(batch, length, d)
         y[:] = 0 if self.out_proj.bias is None else self.out_proj.bias
         for group in torch.arange(d, device=x.device).split(_GROUP):

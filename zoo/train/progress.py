@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from zoo.errors import ZooError
+from zoo.train.checkpoint_io import write_atomic
+from zoo.train.record import is_first
 
 LOGGERS = {
     "tensorboard": ("TensorBoardLogger", "save_dir"),
@@ -24,6 +26,7 @@ LOGGERS = {
     "mlflow": ("MLFlowLogger", "save_dir"),
 }
 _NOISE = (
+    r".*when logging on epoch level in distributed setting.*",  # what is logged was summed over ranks already
     r".*will save all targets and predictions in the buffer.*",
     r".*does not have many workers.*",
     r".*smaller than the logging interval.*",
@@ -62,6 +65,9 @@ class CsvLogger(Logger):
         self.columns = ["step", "seconds"]
         self.began = time.monotonic()
         rows: list[dict[str, str]] = []
+        self.writes = is_first()
+        if not self.writes:
+            return
         if path.is_file() and start > 0:
             with path.open(newline="", encoding="utf-8") as stream:
                 rows = [row for row in csv.DictReader(stream) if int(row["step"]) <= start]
@@ -83,6 +89,8 @@ class CsvLogger(Logger):
         """The recipe stands in run.json; nothing to do here."""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        if not self.writes:
+            return
         row: dict[str, Any] = {
             "step": self.current() if self.current else int(step or 0),
             "seconds": f"{time.monotonic() - self.began:.2f}",
@@ -97,8 +105,6 @@ class CsvLogger(Logger):
             csv.DictWriter(stream, self.columns, restval="").writerow(row)
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
-        from zoo.train.checkpoint_io import write_atomic
-
         def write(path: Path) -> None:
             with path.open("w", newline="", encoding="utf-8") as stream:
                 writer = csv.DictWriter(stream, self.columns, restval="")

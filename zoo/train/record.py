@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from zoo.config import to_dict
 from zoo.errors import ZooError
@@ -106,7 +107,12 @@ def _difference(old: Any, new: Any, path: str = "") -> str | None:
     return None if old == new else f"{path} was {old!r} and is {new!r}"
 
 
+def is_first() -> bool:
+    """True in the process that writes files and speaks: the only one, or rank 0 of several."""
+    return int(getattr(rank_zero_only, "rank", None) or 0) == 0
+
+
 def say(text: str) -> None:
     """One line for the person watching; results go to stdout, this does not."""
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+    if is_first():
         print(text, file=sys.stderr, flush=True)

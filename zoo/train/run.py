@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -20,6 +20,13 @@ from zoo.train.progress import CsvLogger, ProgressReport, extra_loggers, quiet
 from zoo.train.recipe import RecipeConfig
 from zoo.train.record import say
 from zoo.train.stream import Streamed
+
+SILENT: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ def train(recipe: RecipeConfig, out: Path, *, resume: bool = False, init: str | 
     pl.seed_everything(recipe.seed, workers=True, verbose=False)
     parts = assemble(recipe)
     check_monitor(recipe, parts.task.metric_names())
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+    if record.is_first():
         record.claim_folder(out, parts.recipe, resume)
     return _Run(parts, out).execute(resume)
 
@@ -117,18 +124,22 @@ class _Run:
 
     def _trainer(self) -> pl.Trainer:
         options = self.options
-        # the loader's length decides how often to validate and how long the bar is
-        self.parts.data.trainer = None
+        machine: dict[str, Any] = {
+            "accelerator": options.accelerator,
+            "devices": options.devices,
+            "strategy": options.strategy,
+            "num_nodes": options.num_nodes,
+        }
+        # the loader's length, which depends on the number of ranks, decides how often to validate
+        several = options.devices != 1 or options.num_nodes != 1
+        self.parts.data.trainer = pl.Trainer(**machine, **SILENT) if several else None
         batches = len(self.parts.data.train_dataloader())
         total = _total(batches, self.data)
         has_val = "val" in getattr(self.parts.data, "sources", {"val": None})
         every = options.val_every * options.accumulate or batches
         self.progress = ProgressReport(total, options.log_every)
         return pl.Trainer(
-            accelerator=options.accelerator,
-            devices=options.devices,
-            strategy=options.strategy,
-            num_nodes=options.num_nodes,
+            **machine,
             precision=options.precision,
             max_epochs=1,
             accumulate_grad_batches=options.accumulate,

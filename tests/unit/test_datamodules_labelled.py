@@ -34,7 +34,7 @@ def make(folder: Path, text: str = "", name: str = "train.csv", seed: int = 0, *
 def rows(data: LabelledData, split: str = "train") -> dict[int, tuple[str, Any]]:
     """index -> (sequence, label) of one pass over a split."""
     out = {}
-    for batch in data.loader(split):
+    for batch in data.loader(split, train=False):
         for ids, valid, label, index in zip(batch["ids"], batch["valid"], batch["labels"], batch["index"], strict=True):
             out[int(index)] = (TOKENIZER.sequence(ids[valid].tolist()), label.tolist())
     return out
@@ -93,6 +93,25 @@ def test_fasta_with_labels_and_gzip(tmp_path: Path) -> None:
     assert rows(make(tmp_path, name="train.fa.gz")) == {0: ("ACGTACGT", 1), 1: ("GG", 0)}
     with pytest.raises(ZooError, match=r"record 'b' has no label \(expected '>name\|label'\)"):
         make(tmp_path, ">a|1\nAC\n>b\nGG\n", "x.fa").setup()
+
+
+def test_a_folder_for_each_class(tmp_path: Path) -> None:
+    for name, text in {"positive/0": "ACGT", "positive/7": "GG\nTT\n", "negative/1": "CC"}.items():
+        (tmp_path / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "train" / f"{name}.txt").write_text(text)
+    data = make(tmp_path, name="train", format="folder")
+    assert data.classes == ("negative", "positive")
+    assert sorted(rows(data).values()) == [("ACGT", 1), ("CC", 0), ("GGTT", 1)]
+    before = data.files()[0]["sha256"]
+    (tmp_path / "train" / "negative" / "2.txt").write_text("A")
+    assert data.files()[0]["sha256"] != before
+    with pytest.raises(ZooError, match="is a folder, expected a file"):
+        make(tmp_path, name="train").setup()
+    with pytest.raises(ZooError, match="is a file, expected a folder"):
+        make(tmp_path, TABLE, format="folder").setup()
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(ZooError, match="holds no files of the layout"):
+        make(tmp_path, name="nothing", format="folder").setup()
 
 
 def test_pairs(tmp_path: Path) -> None:

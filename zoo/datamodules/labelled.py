@@ -27,7 +27,8 @@ class LabelledDataConfig:
         root: folder that the files' paths are relative to; None: the catalogue's, then the working directory.
         train, val, test: the files. Without val, `val_fraction` of train is held out; without test and with `folds`,
             train is cut into folds.
-        format: of the files; `auto` goes by their names.
+        format: of the files; `auto` goes by their names. `folder` is a folder with one folder for each class, which
+            holds one sequence a file (the layout of Genomic Benchmarks).
         separator: in FASTA headers, between name and label.
         sequence, sequence2: column of the sequence, and of the second one of a pair.
         label: column or columns of the labels.
@@ -60,7 +61,7 @@ class LabelledDataConfig:
     train: FileConfig | None = None
     val: FileConfig | None = None
     test: FileConfig | None = None
-    format: Literal["auto", "csv", "tsv", "fasta"] = "auto"
+    format: Literal["auto", "csv", "tsv", "fasta", "folder"] = "auto"
     separator: str = "|"
     sequence: str = "sequence"
     sequence2: str | None = None
@@ -129,7 +130,7 @@ class LabelledData(Data):
     def _load(self) -> dict[str, Any]:
         cfg = self.config
         tables = {
-            split: read_table(check(file, cfg.root), cfg.format, cfg.separator)
+            split: read_table(check(file, cfg.root, folder=cfg.format == "folder"), cfg.format, cfg.separator)
             for split in ("train", "val", "test")
             if (file := getattr(cfg, split)) is not None
         }

@@ -17,12 +17,13 @@ from zoo.errors import ZooError
 
 @config
 class FileConfig:
-    """One file.
+    """One file, or a folder of files where a format is one.
 
     Attributes:
         path: absolute, or relative to the data set's `root`; without a root to the catalogue's `datamodules/`, and
             if it is not there to the working directory.
-        sha256: of the file as it lies there (compressed files compressed); checked before training when given.
+        sha256: of the file as it lies there (compressed files compressed), of a folder that of the sorted list of its
+            files and their sha256; checked before training when given.
     """
 
     path: str
@@ -33,7 +34,7 @@ _known: dict[tuple[str, int, int], str] = {}
 
 
 def locate(path: str, root: str | None = None) -> Path:
-    """The file *path* of a data set.
+    """The file (or folder) *path* of a data set.
 
     Raises:
         ZooError: it does not exist; says where it was looked for.
@@ -50,15 +51,17 @@ def locate(path: str, root: str | None = None) -> Path:
     else:
         places = [folder("datamodules") / given, Path.cwd() / given]
     for place in places:
-        if place.is_file():
+        if place.exists():
             return place
-    if len(places) == 1 and places[0].is_dir():
-        raise ZooError(f"'{places[0]}' is a folder, not a file")
     raise ZooError(f"data file '{path}' does not exist (looked for {' and '.join(map(str, places))})")
 
 
 def digest(path: Path) -> str:
     """sha256 of a file, remembered for as long as its size and time of change stay the same in this process."""
+    if path.is_dir():
+        inside = sorted(file for file in path.rglob("*") if file.is_file())
+        listing = "".join(f"{file.relative_to(path).as_posix()} {digest(file)}\n" for file in inside)
+        return hashlib.sha256(listing.encode()).hexdigest()
     status = path.stat()
     key = (str(path.resolve()), status.st_size, status.st_mtime_ns)
     if key not in _known:
@@ -67,14 +70,18 @@ def digest(path: Path) -> str:
     return _known[key]
 
 
-def check(file: FileConfig, root: str | None = None) -> Path:
+def check(file: FileConfig, root: str | None = None, *, folder: bool = False) -> Path:
     """The path of *file* after checking that it exists, holds something and has the sha256 it should have.
 
     Raises:
-        ZooError: missing, empty or changed.
+        ZooError: missing, empty or changed; a folder where a file is wanted, or (with *folder*) the reverse.
     """
     path = locate(file.path, root)
-    if path.stat().st_size == 0:
+    if path.is_dir() != folder:
+        raise ZooError(
+            f"'{path}' is a {'folder' if not folder else 'file'}, expected a {'folder' if folder else 'file'}"
+        )
+    if path.is_file() and path.stat().st_size == 0:
         raise ZooError(f"data file '{path}' is empty")
     if file.sha256 and digest(path) != file.sha256:
         raise ZooError(

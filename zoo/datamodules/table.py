@@ -50,12 +50,14 @@ def read_table(path: Path, format: str = "auto", separator: str = "|") -> Table:
 
     Args:
         path: the file, plain or gzip-compressed.
-        format: `csv`, `tsv`, `fasta` or `auto` (by the file's name).
+        format: `csv`, `tsv`, `fasta`, `folder` or `auto` (by the file's name).
         separator: in FASTA headers, what stands between the name and the label: `>name|label`.
 
     Raises:
         ZooError: not readable in that format, ragged, or without rows.
     """
+    if format == "folder":
+        return _folder(path)
     kind = _format(path) if format == "auto" else format
     table = _fasta(path, separator) if kind == "fasta" else _delimited(path, "\t" if kind == "tsv" else ",")
     if not len(table):
@@ -106,6 +108,19 @@ def _delimited(path: Path, delimiter: str) -> Table:
             raise ZooError(f"'{path}' row {number + 1} has {len(row)} fields, its header has {len(header)}")
     names = [name.strip() for name in header]
     return Table(path, {name: [row[i] for row in rows] for i, name in enumerate(names)})
+
+
+def _folder(path: Path) -> Table:
+    """`<path>/<class>/<anything>`, one sequence a file."""
+    files = sorted(file for file in path.glob("*/*") if file.is_file() and not file.name.startswith("."))
+    if not files:
+        raise ZooError(f"'{path}' holds no files of the layout <class>/<file>, one sequence a file")
+    columns = {
+        "name": [file.stem for file in files],
+        "sequence": ["".join(file.read_text(encoding="latin-1").split()) for file in files],
+        "label": [file.parent.name for file in files],
+    }
+    return Table(path, columns)
 
 
 def _fasta(path: Path, separator: str) -> Table:

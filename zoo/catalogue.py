@@ -39,6 +39,7 @@ MIXERS = {
     "h3": "zoo.nn.h3:H3",
     "ponet": "zoo.nn.ponet:PoNet",
     "orchid": "zoo.nn.orchid:Orchid",
+    "memory": "zoo.nn.memory:NeuralMemory",
 }
 
 TOKENIZERS = {
@@ -78,6 +79,7 @@ CONVERTERS = {
     "h3": "zoo.convert.h3",
     "ponet": "zoo.convert.ponet",
     "orchid": "zoo.convert.orchid",
+    "titans": "zoo.convert.titans",
 }
 
 # parity cases: system -> function that runs a case
@@ -108,6 +110,7 @@ REPLAYS = {
     "h3": "zoo.convert.h3:replay",
     "ponet": "zoo.convert.ponet:replay",
     "orchid": "zoo.convert.orchid:replay",
+    "titans": "zoo.convert.titans:replay",
 }
 
 
@@ -144,7 +147,7 @@ ENTRIES: dict[str, Entry] = {
         hub="zhihan1996/DNABERT-2-117M",
         config={},
         params=117074176,
-        context=2048,
+        context=512,  # of its config; ALiBi goes on beyond it
         vocab=4096,
         tokenizer="dnabert2-bpe",
         licence="apache-2.0",

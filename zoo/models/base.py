@@ -43,13 +43,17 @@ class SequenceModel(nn.Module):
         Raises:
             ZooError: more tokens than max_len.
         """
-        if self.max_len is not None and ids.shape[1] > self.max_len:
-            raise ZooError(
-                f"the input has {ids.shape[1]} tokens but this model takes at most {self.max_len} (max_len): "
-                "split it or take a model with a longer context"
-            )
+        self.check_length(ids.shape[1])
         layout = Layout(self.layout_kind) if layout is None else layout  # type: ignore[arg-type]
         return self.backbone(self.embed_tokens(ids, layout), layout, state)
+
+    def check_length(self, length: int) -> None:
+        """Raise ZooError when *length* tokens are more than max_len."""
+        if self.max_len is not None and length > self.max_len:
+            raise ZooError(
+                f"the input has {length} tokens but this model takes at most {self.max_len} (max_len): "
+                "split it or take a model with a longer context"
+            )
 
     def forward_head(self, hidden: Tensor, valid: Tensor | None = None) -> Tensor:
         """hidden [B, L, D] -> [B, L, V], [B, num_outputs] or [B, L, num_outputs] by the head's kind."""

@@ -16,7 +16,7 @@ from zoo.config import config
 from zoo.errors import ConfigError, ZooError
 from zoo.nn.kv import KVState, RingState
 from zoo.nn.layout import Layout
-from zoo.nn.masks import attend, lift_heads, sdpa, shared
+from zoo.nn.masks import attend, attend_padding, lift_heads, sdpa, shared
 from zoo.nn.mixer import Cost, Mixer, MixerInfo
 from zoo.nn.positions import RotaryConfig, alibi_slopes, rotary, rotary_table, rotate
 
@@ -45,6 +45,8 @@ class AttentionConfig:
         scale: of the logits, None for 1 / sqrt(head_dim).
         dropout: on the attention weights.
         eps: of the query and key norms.
+        pad_queries: padded positions attend to the valid ones of their past (to all equally, where there is none) and
+            are put out, as in transformers' eager Llama; only for the parity of outputs at padding.
     """
 
     heads: int = 8
@@ -63,6 +65,7 @@ class AttentionConfig:
     scale: float | None = None
     dropout: float = 0.0
     eps: float = 1e-6
+    pad_queries: bool = False
 
     def __post_init__(self) -> None:
         keys = self.kv_heads or self.heads
@@ -145,13 +148,15 @@ class Attention(Mixer):
         else:
             y = self._continue(q, k, v, layout, state)
         y = self.out_proj(y.flatten(2))
-        if layout.valid is not None:
+        if layout.valid is not None and not self.config.pad_queries:
             y = y.masked_fill(~layout.valid[..., None], 0)
         return y, state
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         """Whole sequences: [B, L, H, d] -> [B, L, H, d_v]."""
-        return attend(q, k, v, layout, self.scale, self.slopes, self.config.dropout if self.training else 0.0)
+        dropout = self.config.dropout if self.training else 0.0
+        run = attend_padding if self.config.pad_queries and layout.valid is not None else attend
+        return run(q, k, v, layout, self.scale, self.slopes, dropout)
 
     def _weigh(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Queries [B, n, H, d] over cached k [B, H_k, S, d], v [B, H_v, S, d_v] where mask [B or 1, H or 1, n, S]."""

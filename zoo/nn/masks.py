@@ -116,6 +116,27 @@ def attend_dense(
     return y.transpose(1, 2)
 
 
+def attend_padding(
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float, slopes: Slopes | None = None, dropout: float = 0.0
+) -> Tensor:
+    """`attend_dense`, but padded queries see the valid keys of their past, and all keys equally where there is none.
+
+    That is what a mask of the lowest finite number does in transformers' eager attention.
+    """
+    batch, length = q.shape[:2]
+    assert layout.valid is not None
+    seen = layout.with_(valid=None).dense(length, batch, q.device) & layout.valid[:, None, :]
+    none = ~seen.any(-1)
+    q = q.masked_fill(none[..., None, None], 0)
+    seen = (seen | none[..., None])[:, None]
+    if slopes is not None:
+        place = torch.arange(length, device=q.device)
+        bias = -(place[:, None] - place).abs() * torch.tensor(slopes, device=q.device)[:, None, None]
+        bias = bias.masked_fill(none[:, None, :, None], 0).masked_fill(~seen, -_INF)
+        seen = bias.to(q.dtype)
+    return sdpa(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), seen, False, scale, dropout).transpose(1, 2)
+
+
 def _rows(
     q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float, slopes: Slopes | None, dropout: float
 ) -> Tensor:

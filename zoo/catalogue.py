@@ -40,6 +40,7 @@ MIXERS = {
     "ponet": "zoo.nn.ponet:PoNet",
     "orchid": "zoo.nn.orchid:Orchid",
     "memory": "zoo.nn.memory:NeuralMemory",
+    "titans": "zoo.nn.titans:Titans",
 }
 
 TOKENIZERS = {

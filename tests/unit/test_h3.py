@@ -87,7 +87,7 @@ def test_conversions_are_bijections() -> None:
             "attn_layer_idx": [1],
             "attn_cfg": {"num_heads": 2, "rotary_emb_dim": 4},
             "ssm_cfg": {"d_state": 4},
-        }  # fmt: skip
+        }
     )
     state = LM(config).state_dict()
     assert same(to_zoo(to_official(state, config), config), state)

@@ -52,6 +52,17 @@ TINY: dict[str, list[dict[str, Any]]] = {
         {"max_len": 32, "filter_width": 8, "kernel": "freq", "transform": "dct", "network": "convt"},
         {"max_len": 32, "filter_width": 8, "cut": True, "network": "convf", "padding": "reflect", "conv_layers": 2},
     ],
+    "memory": [
+        {"chunk": 4, "expansion": 2.0},
+        {"chunk": 3, "heads": 2, "momentum_order": 2, "qk_norm": True, "refresh": 1, "expansion": 1.0},
+        {"chunk": 1, "heads": 2, "head_dim": 4, "depth": 1, "refresh": 2, "max_lr": 0.1},
+    ],
+    "titans": [
+        {"heads": 2, "window": 4, "persistent": 2, "memory": {"chunk": 4, "expansion": 1.0}},
+        {"heads": 2, "window": 3, "variant": "mag", "memory": {"chunk": 4, "expansion": 1.0, "refresh": 1}},
+        {"heads": 4, "window": 30, "variant": "mal", "memory": {"chunk": 5, "heads": 2, "expansion": 1.0}},
+        {"variant": "lmm", "memory": {"chunk": 4, "expansion": 1.0}},
+    ],
 }
 B, L = 2, 24
 KINDS = ("causal", "full", "prefix", "block_causal", "window")

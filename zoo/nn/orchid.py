@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -63,14 +64,14 @@ def dct2(x: Tensor) -> Tensor:
     """Type-II discrete cosine transform 2 sum_n x_n cos(pi k (2n + 1) / 2N) of the last axis."""
     n = x.shape[-1]
     even = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], dim=-1)
-    turn = torch.exp(-0.5j * torch.pi * torch.arange(n, device=x.device) / n).to(torch.complex(x, x).dtype)
+    turn = torch.exp(-0.5j * torch.pi * torch.arange(n, device=x.device, dtype=x.dtype) / n)
     return 2 * (torch.fft.fft(even) * turn).real
 
 
 def idct2(x: Tensor) -> Tensor:
     """Inverse of `dct2`."""
     n = x.shape[-1]
-    turn = torch.exp(0.5j * torch.pi * torch.arange(n, device=x.device) / n).to(torch.complex(x, x).dtype)
+    turn = torch.exp(0.5j * torch.pi * torch.arange(n, device=x.device, dtype=x.dtype) / n)
     imag = torch.cat([torch.zeros_like(x[..., :1]), -x.flip(-1)[..., :-1]], dim=-1)
     even = torch.fft.ifft(torch.complex(x, imag) * turn / 2).real
     y = torch.empty_like(x)
@@ -110,7 +111,7 @@ class ConvNet(nn.Module):
         widths = [width_in, *[width_out] * config.conv_layers]
         self.convs = nn.ModuleList(
             nn.Conv1d(a, b, config.conv_size, groups=groups, bias=config.conv_bias)
-            for a, b in zip(widths, widths[1:], strict=False)
+            for a, b in itertools.pairwise(widths)
         )
         self.norms = nn.ModuleList(
             nn.LayerNorm(width_out) if config.conv_norm == "layernorm" else nn.Identity() for _ in self.convs

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 import zoo.datamodules as datamodules
 from zoo._resources import folder
@@ -20,6 +21,7 @@ from zoo.datamodules.features import (
     read_annotated,
     write_csv,
 )
+from zoo.datamodules.make_set import make_set
 from zoo.errors import ZooError
 from zoo.tokenizers.char import CharTokenizer
 
@@ -137,6 +139,29 @@ def test_real_coding_windows_of_phix() -> None:
     rows = feature_rows(read_annotated(PHIX), ["CDS"], longest=600)
     assert all(set(row.sequence) <= set("ACGT") for row in rows)
     assert len(rows) >= 7
+
+
+def test_a_data_set_in_one_call(tmp_path: Path) -> None:
+    record = annotated(5, "r", genes=60)
+    lines = [f"r\tx\t{f.kind}\t{f.start + 1}\t{f.end}\t.\t+\t0\tID=f{i}" for i, f in enumerate(record.features)]
+    gff = tmp_path / "a.gff"
+    gff.write_text("##gff-version 3\n" + "\n".join(lines) + "\n##FASTA\n>r\n" + record.sequence.decode() + "\n")
+    path = make_set(gff, tmp_path, length=50)
+    assert path.name == "data.yaml"
+    section = yaml.safe_load(path.read_text())
+    data = datamodules.build(section, CharTokenizer())
+    data.setup()
+    assert data.classes == ("other", "coding")
+    assert data.max_tokens == 51
+    assert sum(len(source) for source in data.sources.values()) == len(coding_windows([record], 50))
+    (tmp_path / "train.csv").write_text((tmp_path / "train.csv").read_text() + "A,coding,x,0,1,1\n")
+    with pytest.raises(ZooError, match="not the one the data set was published with"):
+        datamodules.build(section, CharTokenizer()).setup()
+    whole = make_set(gff, tmp_path / "whole", kind="features", types=["CDS", "tRNA"])
+    assert datamodules.build(yaml.safe_load(whole.read_text()), CharTokenizer()).classes == ("CDS", "tRNA")
+    with pytest.raises(ZooError, match="do not fill train, dev and test"):
+        make_set(gff, tmp_path / "one", length=50, by="record")
+    assert not (tmp_path / "one").exists()
 
 
 @pytest.mark.parametrize(

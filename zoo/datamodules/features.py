@@ -291,10 +291,15 @@ def write_csv(
         by: `position` cuts each record at the fractions, so that neighbours are in one file; `record` puts whole
             records into one file, the largest first where most is missing.
         fractions: of train and dev; the rest is test.
+
+    Raises:
+        ZooError: a file would be empty; nothing is written.
     """
+    parts = _by_position(rows, fractions) if by == "position" else _by_record(rows, fractions)
+    if not all(parts.values()):
+        raise ZooError(f"{len(rows)} rows do not fill train, dev and test; give more records or split by position")
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
-    parts = _by_position(rows, fractions) if by == "position" else _by_record(rows, fractions)
     paths = {}
     for name, found in parts.items():
         paths[name] = place / f"{name}.csv"

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.models.hyenadna import HyenaDNA, HyenaDNAConfig
 from zoo.nn import pieces
 from zoo.nn.hyena import Hyena, HyenaConfig
 from zoo.nn.layout import CAUSAL, Layout
@@ -104,3 +105,19 @@ def test_under_autocast_the_backward_pass_repeats_the_same_precision(small: None
     b = torch.autograd.grad(expected.float().sum(), [x, layer.weight])
     for ours, wanted in zip(a, b, strict=True):
         torch.testing.assert_close(ours, wanted, rtol=0.02, atol=0.05)
+
+
+def test_pieces_inside_a_recomputed_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = HyenaDNAConfig(d_model=8, n_layer=2, max_len=40, hyena=HyenaConfig(filter_width=8), embed_dropout=0.0)
+    model, ids = HyenaDNA(config), torch.randint(7, 11, (2, 40))
+    grads = []
+    for whole, recompute in ((1 << 24, False), (0, False), (0, True)):
+        monkeypatch.setattr(pieces, "WHOLE", whole)
+        monkeypatch.setattr(pieces, "PIECE", 32 * 9)
+        model.set_grad_checkpointing(recompute)
+        model.zero_grad()
+        F.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()
+        grads.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for other in grads[1:]:
+        for a, b in zip(other, grads[0], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)

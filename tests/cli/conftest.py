@@ -16,7 +16,9 @@ defaults:
   - /tokenizers@tokenizer: dna-char/tokenizer
   - _self_
 description: a test
-model: {name: hyenadna, d_model: 8, n_layer: 1, max_len: 64, hyena: {filter_width: 8}, head: {kind: sequence, num_outputs: 3}}
+model:
+  {name: hyenadna, d_model: 8, n_layer: 1, max_len: 64, hyena: {filter_width: 8},
+   head: {kind: sequence, num_outputs: 3}}
 data: {batch_size: 64, limit: 256}
 task: {name: classify, optim: {lr: 3.0e-3}}
 trainer: {max_steps: 4, val_every: 4, log_every: 1, monitor: val/mcc, mode: max, threads: 1, accelerator: cpu}

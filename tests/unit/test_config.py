@@ -143,5 +143,5 @@ def test_recipe_mistakes(section: str, change: dict[str, Any], message: str) -> 
 
 
 def test_a_dotted_path_is_data_not_code() -> None:
-    with pytest.raises(ConfigError, match="unknown key 'model._target_'"):
+    with pytest.raises(ConfigError, match=r"unknown key 'model\._target_'"):
         validate({**RECIPE, "model": {"name": "hyenadna", "_target_": "os.system"}})

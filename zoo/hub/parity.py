@@ -40,8 +40,11 @@ def example(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def outputs(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What *model* makes of *inputs*, by name: tensors, or the tensor fields of what it returns."""
+    """What *model* makes of *inputs*, by name: its tensors, and the hidden states that its head reads."""
     training = model.training
+    seen: dict[str, Tensor] = {}
+    head = getattr(model, "head", None)
+    watch = [head.register_forward_pre_hook(lambda _, given: seen.update(hidden=given[0]))] if head is not None else []
     model.eval()
     try:
         with torch.random.fork_rng(devices=[]):
@@ -49,10 +52,12 @@ def outputs(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
             result = model(**inputs)
     finally:
         model.train(training)
+        for handle in watch:
+            handle.remove()
     if isinstance(result, Tensor):
-        return {"logits": result}
+        return {**seen, "logits": result}
     named = result if isinstance(result, dict) else vars(result)
-    return {name: value for name, value in named.items() if isinstance(value, Tensor)}
+    return {**seen, **{name: value for name, value in named.items() if isinstance(value, Tensor)}}
 
 
 def write(model: nn.Module, file: Path, inputs: dict[str, Tensor] | None = None) -> None:

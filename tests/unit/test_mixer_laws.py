@@ -63,6 +63,14 @@ TINY: dict[str, list[dict[str, Any]]] = {
         {"heads": 4, "window": 30, "variant": "mal", "memory": {"chunk": 5, "heads": 2, "expansion": 1.0}},
         {"variant": "lmm", "memory": {"chunk": 4, "expansion": 1.0}},
     ],
+    "longvq": [
+        {"num_heads": 2, "key_dim": 4, "codes": 5, "block": 4, "d_state": 8},
+        {"num_heads": 4, "key_dim": 3, "codes": 3, "block": 16, "d_state": 4},
+    ],
+    "bidirectional": [
+        {"mixer": "s4d", "options": {"d_state": 8}},
+        {"mixer": "mamba2", "options": {"d_state": 8, "head_dim": 8}, "mode": "concat", "shared": True},
+    ],
 }
 B, L = 2, 24
 KINDS = ("causal", "full", "prefix", "block_causal", "window")
@@ -184,6 +192,32 @@ def test_padding_changes_nothing(variant: Variant, side: str) -> None:
             beside, _ = mixer(padded, layout_of(kind, L + pads, valid=valid))
         close(beside[:, where], alone, 1e-9)
         assert not beside[~valid].any()
+
+
+@every
+def test_prompts_of_different_length_are_continued_behind_left_padding(variant: Variant) -> None:
+    mixer = variant.build(torch.float64)
+    kind = causal_kind(mixer)
+    if mixer.info.step == "none" or kind is None:
+        pytest.skip("no state")
+    x = variant.x(dtype=torch.float64)
+    pads, prompt = 7, 15
+    padded = x.clone()
+    padded[1, :pads] = 30  # row 1 is shorter
+    valid = torch.ones(B, prompt, dtype=torch.bool)
+    valid[1, :pads] = False
+    with torch.no_grad():
+        y, state = mixer(
+            padded[:, :prompt], layout_of(kind, prompt, valid=valid), mixer.init_state(B, L, dtype=x.dtype)
+        )
+        parts = [y]
+        for part in (x[:, prompt : prompt + 4], x[:, prompt + 4 :]):
+            y, state = mixer(part, layout_of(kind), state)
+            parts.append(y)
+        joined = torch.cat(parts, 1)
+        close(joined[:1], mixer(x[:1], layout_of(kind))[0], 1e-9)
+        close(joined[1:, pads:], mixer(x[1:, pads:], layout_of(kind))[0], 1e-9)
+    assert not joined[1, :pads].any()
 
 
 @every

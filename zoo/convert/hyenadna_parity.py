@@ -97,7 +97,7 @@ def _loss(logits: Tensor, labels: Tensor, config: HyenaDNAConfig, official: dict
 
 
 def _operator(case: Case) -> dict[str, Tensor]:
-    full = "standalone" not in case.class_name
+    full = "standalone" not in f"{case.class_name} {case.meta['source'].get('file', '')}"
     config = convert.mixer_config(case.config, shift=0.0, interleaved=full)
     d_model = int(case.config["d_model"])
     rows = convert.mixer_rows("", "", config, d_model)

@@ -41,6 +41,8 @@ MIXERS = {
     "orchid": "zoo.nn.orchid:Orchid",
     "memory": "zoo.nn.memory:NeuralMemory",
     "titans": "zoo.nn.titans:Titans",
+    "longvq": "zoo.nn.longvq:LongVQ",
+    "bidirectional": "zoo.nn.bidirectional:Bidirectional",
 }
 
 TOKENIZERS = {

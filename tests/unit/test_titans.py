@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ from zoo.nn.titans import Titans, TitansConfig, WindowAttention
 def test_surprise_is_the_gradient_of_the_recall_loss(depth: int) -> None:
     sizes = [4, *[6] * (depth - 1), 4]
     weights = [torch.randn(4, dtype=torch.float64)]
-    weights += [torch.randn(a, b, dtype=torch.float64) for a, b in zip(sizes, sizes[1:], strict=False)]
+    weights += [torch.randn(a, b, dtype=torch.float64) for a, b in itertools.pairwise(sizes)]
     k, v = torch.randn(2, 5, 4, dtype=torch.float64)
     rate = torch.rand(5, dtype=torch.float64)
     leaves = [w.clone().requires_grad_() for w in weights]

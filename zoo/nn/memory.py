@@ -1,7 +1,8 @@
-"""Neural memory: a small network whose weights are the state, trained on the sequence as it passes (arXiv:2501.00663)."""
+"""Neural memory: a small network whose weights are the state, trained while the sequence passes (arXiv:2501.00663)."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -133,7 +134,7 @@ class NeuralMemory(RowMixer):
         self.q_norm = nn.Parameter(torch.zeros(heads, 1, width)) if config.qk_norm else None
         self.k_norm = nn.Parameter(torch.zeros(heads, 1, width)) if config.qk_norm else None
         self.memory = nn.ParameterList([nn.Parameter(torch.zeros(heads, width))])
-        for a, b in zip(sizes, sizes[1:], strict=False):
+        for a, b in itertools.pairwise(sizes):
             matrix = torch.empty(a, b)
             nn.init.xavier_uniform_(matrix)
             self.memory.append(nn.Parameter(matrix.repeat(heads, 1, 1)))

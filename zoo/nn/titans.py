@@ -155,7 +155,9 @@ class Titans(RowMixer):
         """Memory as context, a segment at a time; an incomplete segment is kept and computed again when it grows."""
         size = self.config.window
         begun = self._begin(x.shape[0], x.device, work_dtype(x)) if state is None else state
-        assert begun.memory is not None and begun.held is not None and begun.seen is not None
+        assert begun.memory is not None
+        assert begun.held is not None
+        assert begun.seen is not None
         rows, total, place = join(x, count, begun.held, begun.seen % size)
         memory, parts = begun.memory, []
         for start in range(0, rows.shape[1], size):
@@ -170,7 +172,8 @@ class Titans(RowMixer):
         return y, TitansState(memory=memory, held=held, seen=seen)
 
     def _segment(self, x: Tensor, count: Tensor, memory: MemoryState) -> tuple[Tensor, MemoryState]:
-        assert self.attention is not None and self.out_proj is not None
+        assert self.attention is not None
+        assert self.out_proj is not None
         size = x.shape[1]
         still = [torch.stack([w, w], 2) for w in memory.weights]  # read, but not written to, within the segment
         with torch.autocast(x.device.type, enabled=False):

@@ -72,7 +72,7 @@ def config_to_official(config: GENERatorConfig) -> dict[str, Any]:
 @torch.no_grad()
 def replay(case: Case) -> dict[str, Tensor]:
     """Run a case: language model, classifier or chunk ensemble, with the losses, scores and greedy tokens."""
-    config = dataclasses.replace(config_from_official(case.config), padding="official", max_len=None)
+    config = dataclasses.replace(config_from_official(case.config), padding=llama.padding_of(case.config), max_len=None)
     model = GENERator(config).eval()
     load_strict(model, to_zoo(case.state, config), case.path.name)
     check_round_trip(to_official(model.state_dict(), config), case.state, case.path.name)
@@ -80,19 +80,12 @@ def replay(case: Case) -> dict[str, Tensor]:
     mask = case.inputs.get("attention_mask")
     valid = None if mask is None else mask.bool()
     labels = case.inputs.get("labels")
-    out: dict[str, Tensor] = {}
-    if config.chunks is not None:
-        logits = model(ids, valid)
-        features = model.chunk_features(ids, valid)
-        out |= {"chunk_embeddings": features, "stacked_embeddings": features, "representation": features.flatten(1)}
-        out["final_representation"] = out["representation"]
-    else:
-        stages = {f"hidden_{i + 1}": layer for i, layer in enumerate(model.backbone.layers)}
-        with Capture(stages) as seen:
-            hidden, _ = model.forward_features(ids, Layout("causal", valid=valid))
-        out |= seen.all()
-        out |= {"embeddings": model.embed(ids), "last_hidden": hidden, f"hidden_{config.n_layer}": hidden}
-        logits = model(ids, valid)
+    stages = {f"hidden_{i + 1}": layer for i, layer in enumerate(model.backbone.layers)}
+    with Capture(stages) as seen:
+        hidden, _ = model.forward_features(ids, Layout("causal", valid=valid))
+    out = seen.all()
+    out |= {"embeddings": model.embed(ids), "last_hidden": hidden, f"hidden_{config.n_layer}": hidden}
+    logits = model(ids, valid)
     out["logits"] = logits
     for name in case.outputs:
         if cut := re.fullmatch(r"logits_first(\d+)", name):

@@ -308,6 +308,12 @@ def config_to_official(config: DecoderConfig, **extra: Any) -> dict[str, Any]:
     return {**official, **extra}
 
 
+def padding_of(official: Mapping[str, Any]) -> str:
+    """`sdpa` where the config names that attention, else `eager`: they differ at padding that has no past."""
+    name = official.get("attn_implementation") or official.get("_attn_implementation")
+    return "sdpa" if name == "sdpa" else "eager"
+
+
 def embedding_rows(state: State) -> int:
     """Rows of the embedding of a state dict in either layout, 0 where it is none of them."""
     for name in ("model.embed_tokens.weight", "transformer.wte.weight"):

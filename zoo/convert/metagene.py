@@ -53,7 +53,7 @@ def config_to_official(config: METAGENEConfig) -> dict[str, Any]:
 @torch.no_grad()
 def replay(case: Case) -> dict[str, Tensor]:
     """Run a case of either layout."""
-    config = dataclasses.replace(config_from_official(case.config), padding="official", max_len=None)
+    config = dataclasses.replace(config_from_official(case.config), padding=llama.padding_of(case.config), max_len=None)
     model = METAGENE(config).eval()
     load_strict(model, to_zoo(case.state, config), case.path.name)
     layout = llama.layout_of(case.state)

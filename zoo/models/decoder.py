@@ -62,8 +62,8 @@ class DecoderConfig:
         dropout: on every sub-layer's output.
         init_std: standard deviation of the initial weights.
         depth_init: scale the projections into the residual stream down by depth (METAGENE-1, GPT-2).
-        padding: `skip` leaves padded positions out of everything, and their outputs are 0. `official` computes them
-            as transformers' eager Llama does, which only the reproduction of outputs at padding needs.
+        padding: `skip` leaves padded positions out of everything, and their outputs are 0. `eager` and `sdpa` compute
+            them as transformers' Llama does under those names, which only the parity of outputs at padding needs.
         pool_pad_id: the token that a `sequence` head takes for padding when it looks for the last token; None goes by
             the batch's `valid`. GENERator's fine-tuning script sets it to </s> = 2 although the tokenizer pads with
             <pad> = 3, so that shorter sequences are read at a padded position.
@@ -88,7 +88,7 @@ class DecoderConfig:
     dropout: float = 0.0
     init_std: float = 0.02
     depth_init: bool = False
-    padding: Literal["skip", "official"] = "skip"
+    padding: Literal["skip", "eager", "sdpa"] = "skip"
     pool_pad_id: int | None = None
     head: HeadConfig = field(default_factory=lambda: HeadConfig(tied=False))
 
@@ -137,7 +137,7 @@ class Decoder(PackedModel):
 
     def forward_features(self, ids: Tensor, layout: Layout | None = None, state: Any = None) -> tuple[Tensor, Any]:
         """ids [B, L] -> (hidden [B, L, D] after the final norm, 0 at padding unless `padding` differs; state)."""
-        if self.config.padding == "official" and layout is not None and layout.valid is not None:
+        if self.config.padding != "skip" and layout is not None and layout.valid is not None:
             place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
             return SequenceModel.forward_features(self, ids, layout.with_(position=place), state)
         return super().forward_features(ids, layout, state)
@@ -161,7 +161,7 @@ def layer_specs(config: DecoderConfig) -> list[LayerSpec]:
         out_bias=config.bias,
         rope=config.rope,
         window=config.window,
-        pad_queries=config.padding == "official",
+        pad_queries=config.padding,
     )
     specs = []
     for i in range(config.n_layer):

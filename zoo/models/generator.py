@@ -94,12 +94,12 @@ class GENERator(Decoder):
     def chunk_features(self, ids: Tensor, valid: Tensor | None = None) -> Tensor:
         """[B, count, D]: the state at the last valid token of each piece of `size` tokens; zeros where none is left.
 
-        Under `padding: official` the rule of the published code holds to the letter: only whole pieces are read, and
+        Unless `padding` is `skip` the rule of the published code holds to the letter: only whole pieces are read, and
         a piece of nothing but padding is read at its last position.
         """
         assert self.config.chunks is not None
         size, count = self.config.chunks.size, self.config.chunks.count
-        official = self.config.padding == "official"
+        official = self.config.padding != "skip"
         valid = torch.ones_like(ids, dtype=torch.bool) if valid is None else valid
         rows = torch.arange(len(ids), device=ids.device)
         features = []

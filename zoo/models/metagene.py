@@ -64,7 +64,7 @@ class METAGENE(Decoder):
             ids: with [BOS] and [EOS], as the tokenizer gives them.
             valid: True for real tokens.
             pads_count: average over padding too, as the published embedding script does when it pads; needs
-                `padding: official` to have hidden states there.
+                `padding: eager` to have hidden states there.
         """
         hidden, _ = self.forward_features(ids, Layout("causal", valid=valid))
         return pool(hidden, valid, "mean_all" if pads_count else "mean")

@@ -7,7 +7,7 @@ and values (DiffQKV): Lin et al. 2025, arXiv:2501.13629, §2.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +45,9 @@ class AttentionConfig:
         scale: of the logits, None for 1 / sqrt(head_dim).
         dropout: on the attention weights.
         eps: of the query and key norms.
-        pad_queries: padded positions attend to the valid ones of their past (to all equally, where there is none) and
-            are put out, as in transformers' eager Llama; only for the parity of outputs at padding.
+        pad_queries: `skip` puts out 0 at padding. Otherwise padded positions attend to the valid ones of their past,
+            and where there is none to all equally (`eager`) or to nothing (`sdpa`), as transformers' implementations
+            of those names do; only for the parity of outputs at padding.
     """
 
     heads: int = 8
@@ -65,7 +66,7 @@ class AttentionConfig:
     scale: float | None = None
     dropout: float = 0.0
     eps: float = 1e-6
-    pad_queries: bool = False
+    pad_queries: Literal["skip", "eager", "sdpa"] = "skip"
 
     def __post_init__(self) -> None:
         keys = self.kv_heads or self.heads
@@ -148,15 +149,16 @@ class Attention(Mixer):
         else:
             y = self._continue(q, k, v, layout, state)
         y = self.out_proj(y.flatten(2))
-        if layout.valid is not None and not self.config.pad_queries:
+        if layout.valid is not None and self.config.pad_queries == "skip":
             y = y.masked_fill(~layout.valid[..., None], 0)
         return y, state
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         """Whole sequences: [B, L, H, d] -> [B, L, H, d_v]."""
         dropout = self.config.dropout if self.training else 0.0
-        run = attend_padding if self.config.pad_queries and layout.valid is not None else attend
-        return run(q, k, v, layout, self.scale, self.slopes, dropout)
+        if self.config.pad_queries != "skip" and layout.valid is not None:
+            return attend_padding(q, k, v, layout, self.scale, self.slopes, dropout, self.config.pad_queries == "eager")
+        return attend(q, k, v, layout, self.scale, self.slopes, dropout)
 
     def _weigh(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Queries [B, n, H, d] over cached k [B, H_k, S, d], v [B, H_v, S, d_v] where mask [B or 1, H or 1, n, S]."""

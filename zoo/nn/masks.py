@@ -117,11 +117,19 @@ def attend_dense(
 
 
 def attend_padding(
-    q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float, slopes: Slopes | None = None, dropout: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Layout,
+    scale: float,
+    slopes: Slopes | None = None,
+    dropout: float = 0.0,
+    uniform: bool = True,
 ) -> Tensor:
-    """`attend_dense`, but padded queries see the valid keys of their past, and all keys equally where there is none.
+    """`attend_dense`, but padded queries see the valid keys of their past.
 
-    That is what a mask of the lowest finite number does in transformers' eager attention.
+    Where there is none they take the mean over all keys, which is what adding the lowest finite number does in
+    transformers' eager attention, or (`uniform=False`) 0, as its SDPA does.
     """
     batch, length = q.shape[:2]
     assert layout.valid is not None
@@ -132,9 +140,9 @@ def attend_padding(
     if slopes is not None:
         place = torch.arange(length, device=q.device)
         bias = -(place[:, None] - place).abs() * torch.tensor(slopes, device=q.device)[:, None, None]
-        bias = bias.masked_fill(none[:, None, :, None], 0).masked_fill(~seen, -_INF)
-        seen = bias.to(q.dtype)
-    return sdpa(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), seen, False, scale, dropout).transpose(1, 2)
+        seen = bias.masked_fill(none[:, None, :, None], 0).masked_fill(~seen, -_INF).to(q.dtype)
+    y = sdpa(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), seen, False, scale, dropout).transpose(1, 2)
+    return y if uniform else y.masked_fill(none[..., None, None], 0)
 
 
 def _rows(

@@ -4,7 +4,8 @@
     two-sided:  y[b, d, t] = sum_j k[d, (L - 1) + t - j] u[b, d, j] + skip[d] u[b, d, t]
 
 It is a registered operator rather than autograd through `torch.fft`: PyTorch differentiates `rfft` by a full complex
-transform of the zero-filled length, and keeps every spectrum alive. Here only u and k are saved.
+transform of the zero-filled length, and keeps every spectrum alive. Here only u and k are saved, and on the CPU the
+channels go through the cache block by block. The transforms themselves are in `zoo.nn.spectra`.
 """
 
 from __future__ import annotations
@@ -13,15 +14,20 @@ import torch
 from torch import Tensor
 
 from zoo.errors import ZooError
+from zoo.nn.spectra import Plain, run_tasks, spectra_for
+
+BLOCK = 1 << 19  # points of all rings in one transform: with their spectra they fit a core's share of the cache
+LINE = 16  # float32 values in a cache line: channels-last input is gathered by that many channels at a time
 
 
 def long_conv(u: Tensor, k: Tensor, skip: Tensor | None = None, *, bidirectional: bool = False) -> Tensor:
     """Convolve every channel of *u* with its own filter of the same length.
 
-    Transforms run in float32 (float64 for float64 input) whatever autocast says.
+    Transforms run in float32 (float64 for float64 input) whatever autocast says. Second derivatives are not provided.
 
     Args:
-        u: [B, D, L] input of any strides; the result has the same memory layout.
+        u: [B, D, L] input of any strides (a transposed [B, L, D] costs no copy of the whole); the result has the
+            same memory layout.
         k: [D, L] filters, or [B, D, L] filters of each sample. Two-sided filters hold the lags -(L-1) .. L-1 in that
             order, [D, 2L-1] or [B, D, 2L-1]; see `two_sided`.
         skip: [D] weight of the direct path, or None.
@@ -36,9 +42,7 @@ def long_conv(u: Tensor, k: Tensor, skip: Tensor | None = None, *, bidirectional
     length = u.shape[-1]
     taps = 2 * length - 1 if bidirectional else length
     if u.ndim != 3 or k.shape[-2:] != (u.shape[1], taps) or (k.ndim == 3 and k.shape[0] != u.shape[0]):
-        raise ZooError(
-            f"long_conv of input {tuple(u.shape)} needs filters [{u.shape[-2]}, {taps}], got {tuple(k.shape)}"
-        )
+        raise ZooError(f"long_conv of input {tuple(u.shape)} needs filters of {taps} taps, got {tuple(k.shape)}")
     if skip is not None and skip.shape != u.shape[1:2]:
         raise ZooError(f"long_conv of input {tuple(u.shape)} needs skip [{u.shape[1]}], got {tuple(skip.shape)}")
     return _long_conv(u, k, skip, bidirectional)
@@ -64,38 +68,65 @@ def long_conv_naive(u: Tensor, k: Tensor, skip: Tensor | None = None, *, bidirec
     return y if skip is None else y + skip[:, None] * u
 
 
-def _work_dtype(u: Tensor) -> torch.dtype:
-    return torch.float64 if u.dtype == torch.float64 else torch.float32
+def _plan(u: Tensor) -> Plain:
+    return spectra_for(
+        u.shape[-1], torch.float64 if u.dtype == torch.float64 else torch.float32, u.device.type == "cpu"
+    )
 
 
-def _ring(length: int) -> int:
-    """A transform length of at least 2L - 1 whose factors are 2, 3 and 5 with few of the odd ones."""
-    need = max(2 * length - 1, 2)
-    power = 1 << (need - 1).bit_length()
-    return min(c for c in (power, power * 3 // 4, power * 5 // 8, power * 15 // 16) if c >= need and c % 2 == 0)
+def _tasks(u: Tensor, plan: Plain) -> tuple[list[slice], int, int]:
+    """Channels of each task; then how many channels and how many samples go through a transform together."""
+    batch, width, _ = u.shape
+    if u.device.type != "cpu":
+        return [slice(0, width)], width, batch
+    rows = max(1, BLOCK // plan.ring)
+    samples = min(batch, rows)
+    together = min(width, rows // samples)
+    channels = min(width, max(together, LINE)) if _channels_last(u) else together
+    return [slice(i, min(i + channels, width)) for i in range(0, width, channels)], together, samples
 
 
-def _wrap(k: Tensor, n: int, bidirectional: bool) -> Tensor:
-    """The filter laid on a ring of n: lag 0 first, negative lags at the end."""
-    if not bidirectional:
-        return k
-    length = (k.shape[-1] + 1) // 2
-    ring = k.new_zeros(*k.shape[:-1], n)
-    ring[..., :length] = k[..., length - 1 :]
-    ring[..., n - length + 1 :] = k[..., : length - 1]
-    return ring
+def _channels_last(u: Tensor) -> bool:
+    return u.stride(1) == 1 and u.shape[1] > 1 and u.stride(2) != 1
+
+
+def _stage(x: Tensor, plan: Plain) -> Tensor:
+    """Signals of one task, rows contiguous: gathered together when they lie channels-last."""
+    return x.contiguous() if _channels_last(x) else x
+
+
+def _pieces(batch: int, width: int, channels: int, samples: int) -> list[tuple[slice, list[slice]]]:
+    rows = [slice(b, min(b + samples, batch)) for b in range(0, batch, samples)]
+    return [(slice(i, min(i + channels, width)), rows) for i in range(0, width, channels)]
+
+
+def _of(k: Tensor, rows: slice, channels: slice) -> Tensor:
+    return k[channels] if k.ndim == 2 else k[rows, channels]
 
 
 @torch.library.custom_op("zoo::long_conv", mutates_args=())
 def _long_conv(u: Tensor, k: Tensor, skip: Tensor | None, bidirectional: bool) -> Tensor:
-    n, length, work = _ring(u.shape[-1]), u.shape[-1], _work_dtype(u)
+    plan, y = _plan(u), torch.empty_like(u)
+    tasks, together, samples = _tasks(u, plan)
+
+    def task(block: slice) -> None:
+        source = _stage(u[:, block], plan)
+        target = torch.empty_like(source) if _channels_last(y) else y[:, block]
+        filters, direct = k[..., block, :], None if skip is None else skip[block].to(plan.dtype)
+        for channels, batches in _pieces(*source.shape[:2], together, samples):
+            spectrum = None
+            for rows in batches:
+                if spectrum is None or k.ndim == 3:
+                    taps = _of(filters, rows, channels).to(plan.dtype)
+                    spectrum = plan.filter(taps, None if direct is None else direct[channels])
+                product = plan.spectrum(source[rows, channels].to(plan.dtype)).mul_(spectrum)
+                target[rows, channels] = plan.signal(product)
+        if _channels_last(y):
+            y[:, block] = target
+
     with torch.autocast(u.device.type, enabled=False):
-        spectrum = torch.fft.rfft(_wrap(k.to(work), n, bidirectional), n=n)
-        spectrum = spectrum * torch.fft.rfft(u.to(work), n=n)
-        y = torch.fft.irfft(spectrum, n=n)[..., :length]
-        if skip is not None:
-            y = y + skip.to(work)[:, None] * u
-        return torch.empty_like(u).copy_(y)
+        run_tasks(task, tasks)
+    return y
 
 
 @_long_conv.register_fake
@@ -105,39 +136,62 @@ def _(u: Tensor, k: Tensor, skip: Tensor | None, bidirectional: bool) -> Tensor:
 
 @torch.library.custom_op("zoo::long_conv_backward", mutates_args=())
 def _long_conv_backward(
-    g: Tensor, u: Tensor, k: Tensor, skip: Tensor | None, bidirectional: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    n, length, work = _ring(u.shape[-1]), u.shape[-1], _work_dtype(u)
+    g: Tensor, u: Tensor, k: Tensor, skip: Tensor | None, need_u: bool, need_k: bool
+) -> tuple[Tensor, Tensor]:
+    plan = _plan(u)
+    du = torch.empty_like(u) if need_u else u.new_empty(0)
+    dk = torch.empty_like(k, memory_format=torch.contiguous_format) if need_k else k.new_empty(0)
+    tasks, together, samples = _tasks(u, plan)
+
+    def task(block: slice) -> None:
+        above, source = _stage(g[:, block], plan), _stage(u[:, block], plan) if need_k else u[:, block]
+        target = torch.empty_like(above) if _channels_last(u) and need_u else du[:, block] if need_u else du
+        filters, direct = k[..., block, :], None if skip is None else skip[block].to(plan.dtype)
+        for channels, batches in _pieces(*source.shape[:2], together, samples):
+            spectrum, total = None, None
+            for rows in batches:
+                arriving = plan.spectrum(above[rows, channels].to(plan.dtype))
+                if need_k:
+                    product = plan.spectrum(source[rows, channels].to(plan.dtype), conj=True).mul_(arriving)
+                    if k.ndim == 3:
+                        dk[rows, block][:, channels] = plan.taps(product, k.shape[-1])
+                    else:
+                        product = product[0] if len(product) == 1 else product.sum(0)
+                        total = product if total is None else total.add_(product)
+                    del product
+                if need_u:
+                    if spectrum is None or k.ndim == 3:
+                        taps = _of(filters, rows, channels).to(plan.dtype)
+                        spectrum = plan.filter(taps, None if direct is None else direct[channels], conj=True)
+                    target[rows, channels] = plan.signal(arriving.mul_(spectrum))
+            if total is not None:
+                dk[block][channels] = plan.taps(total, k.shape[-1])
+        if _channels_last(u) and need_u:
+            du[:, block] = target
+
     with torch.autocast(u.device.type, enabled=False):
-        kf = torch.fft.rfft(_wrap(k.to(work), n, bidirectional), n=n)
-        gf = torch.fft.rfft(g.to(work), n=n)
-        du = torch.fft.irfft(gf * kf.conj(), n=n)[..., :length]
-        if skip is not None:
-            du = du + skip.to(work)[:, None] * g
-        kf = gf * torch.fft.rfft(u.to(work), n=n).conj()
-        ring = torch.fft.irfft(kf.sum(0) if k.ndim == 2 else kf, n=n)
-        if bidirectional:
-            ring = torch.cat([ring[..., n - length + 1 :], ring[..., :length]], -1)
-        dk = torch.empty_like(k, memory_format=torch.contiguous_format).copy_(ring[..., : k.shape[-1]])
-        dskip = u.new_empty(0) if skip is None else torch.einsum("bdl,bdl->d", g.to(work), u.to(work)).to(skip.dtype)
-        return torch.empty_like(u).copy_(du), dk, dskip
+        run_tasks(task, tasks)
+    return du, dk
 
 
 @_long_conv_backward.register_fake
-def _(g: Tensor, u: Tensor, k: Tensor, skip: Tensor | None, bidirectional: bool) -> tuple[Tensor, Tensor, Tensor]:
-    dskip = u.new_empty(0) if skip is None else torch.empty_like(skip)
-    return torch.empty_like(u), torch.empty_like(k, memory_format=torch.contiguous_format), dskip
+def _(g: Tensor, u: Tensor, k: Tensor, skip: Tensor | None, need_u: bool, need_k: bool) -> tuple[Tensor, Tensor]:
+    dk = torch.empty_like(k, memory_format=torch.contiguous_format) if need_k else k.new_empty(0)
+    return torch.empty_like(u) if need_u else u.new_empty(0), dk
 
 
 def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
-    u, k, skip, ctx.bidirectional = inputs
+    u, k, skip, _ = inputs
     ctx.save_for_backward(u, k, skip)
 
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, g: Tensor) -> tuple[Tensor | None, ...]:
     u, k, skip = ctx.saved_tensors
-    du, dk, dskip = _long_conv_backward(g, u, k, skip, ctx.bidirectional)
-    return du, dk, None if skip is None else dskip, None
+    need_u, need_k, need_skip, _ = ctx.needs_input_grad
+    du, dk = _long_conv_backward(g, u, k, skip, need_u, need_k or need_skip)
+    # The direct path is one more tap at lag 0, hence so is its gradient.
+    lag0 = dk[..., k.shape[-1] - u.shape[-1]].reshape(-1, u.shape[1]).sum(0).to(skip.dtype) if need_skip else None
+    return du if need_u else None, dk if need_k else None, lag0, None
 
 
 _long_conv.register_autograd(_backward, setup_context=_save)

@@ -1,0 +1,177 @@
+"""Transforms behind the long convolution: real signals to half spectra and back, on a ring that holds all lags.
+
+`Plain` is one zero-padded `rfft` of the ring. `Split` serves long signals on the CPU. It evaluates the signal at the
+odd half frequencies of a ring of n = rows * columns points (in effect modulo x^n + 1), n >= 2L:
+
+    X[f + rows g] = sum_s w(g s / columns) w((f + 1/2) s / n) sum_r w((f + 1/2) r / rows) x[r columns + s]
+
+with w(a) = e^{-2 pi i a}. A small real matrix product does the sum over r and skips the zero half of the ring;
+rows / 2 contiguous complex transforms of length `columns` do the sum over s. Half frequencies make every row complex,
+so that f < rows / 2 suffices and no row is redundant. Passing the ring's end changes sign: that is harmless, because
+lags lie within -L .. L - 1.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+SPLIT_FROM = 1 << 13  # below this length one padded transform of the whole block is as fast
+
+
+class Plain:
+    """Half spectra [.., n / 2 + 1] of the cyclic ring of n >= 2L - 1 points; any device.
+
+    Args:
+        length: L of the signals.
+        dtype: float32 or float64.
+    """
+
+    def __init__(self, length: int, dtype: torch.dtype) -> None:
+        self.length, self.dtype, self.ring = length, dtype, ring_size(max(2 * length - 1, 2))
+
+    def spectrum(self, x: Tensor, conj: bool = False) -> Tensor:
+        """Spectrum of x [.., L], or its complex conjugate (the spectrum of the signal in reversed time)."""
+        spectrum = torch.fft.rfft(x, n=self.ring)
+        return spectrum.conj_physical_() if conj else spectrum
+
+    def filter(self, k: Tensor, skip: Tensor | None, conj: bool = False) -> Tensor:
+        """Spectrum of the filter k [.., L or 2L - 1] with *skip* [..] added at lag 0."""
+        spectrum = self.spectrum(k if k.shape[-1] == self.length else self._wrap(k, 1), conj)
+        return spectrum if skip is None else spectrum.add_(skip[:, None])
+
+    def signal(self, spectrum: Tensor) -> Tensor:
+        """The signal [.., L] of a spectrum, which is overwritten."""
+        return torch.fft.irfft(spectrum, n=self.ring)[..., : self.length]
+
+    def taps(self, spectrum: Tensor, count: int) -> Tensor:
+        """The filter [.., L or 2L - 1] of a spectrum."""
+        ring = torch.fft.irfft(spectrum, n=self.ring)
+        return ring[..., :count] if count == self.length else self._unwrap(ring, 1)
+
+    def _wrap(self, k: Tensor, sign: int) -> Tensor:
+        ring = k.new_zeros(*k.shape[:-1], self.ring)
+        ring[..., : self.length] = k[..., self.length - 1 :]
+        torch.mul(k[..., : self.length - 1], sign, out=ring[..., self.ring - self.length + 1 :])
+        return ring
+
+    def _unwrap(self, ring: Tensor, sign: int) -> Tensor:
+        return torch.cat([ring[..., self.ring - self.length + 1 :] * sign, ring[..., : self.length]], dim=-1)
+
+
+class Split(Plain):
+    """Half spectra [.., rows / 2, columns] by a matrix product and shorter transforms; see the head of this file."""
+
+    def __init__(self, length: int, dtype: torch.dtype) -> None:
+        self.length, self.dtype = length, dtype
+        self.rows = 16 if length <= 1 << 18 else 32
+        self.columns = ring_size(-(-2 * length // self.rows))
+        self.ring, self.half = self.rows * self.columns, self.rows // 2
+        complex_dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
+        frequency = torch.arange(self.half, dtype=torch.float64) + 0.5
+        angle = torch.outer(frequency, torch.arange(self.rows, dtype=torch.float64)) * (2 * math.pi / self.rows)
+        self.analysis = torch.cat([angle.cos(), -angle.sin()]).to(dtype)  # [rows, rows]: real parts, imaginary parts
+        self.conjugate = torch.cat([angle.cos(), angle.sin()]).to(dtype)
+        self.synthesis = (self.analysis.double() * (2 / self.ring)).t().to(dtype).contiguous()
+        angle = torch.outer(frequency, torch.arange(self.columns, dtype=torch.float64)) * (-2 * math.pi / self.ring)
+        self.twiddle = torch.polar(torch.ones_like(angle), angle).to(complex_dtype)  # [rows / 2, columns]
+        self.untwiddle = self.twiddle.conj().resolve_conj().contiguous()
+
+    def spectrum(self, x: Tensor, conj: bool = False, skip: Tensor | None = None) -> Tensor:
+        full = self.ring if x.shape[-1] > self.length else self.ring // 2
+        if x.shape[-1] < full:
+            x = torch.nn.functional.pad(x, (0, full - x.shape[-1]))
+        lead, x = x.shape[:-1], x.reshape(-1, full // self.columns, self.columns)
+        matrix = (self.conjugate if conj else self.analysis)[:, : x.shape[1]]
+        parts = torch.bmm(matrix.expand(len(x), -1, -1), x)  # [N, rows, columns]
+        z = torch.complex(parts[:, : self.half], parts[:, self.half :])
+        del parts
+        if skip is not None:  # before the twiddle's column 0, which is 1: an impulse at lag 0
+            z.view(*lead, self.half, self.columns)[..., 0] += skip[:, None]
+        z *= self.untwiddle if conj else self.twiddle
+        z = torch.fft.ifft(z, norm="forward") if conj else torch.fft.fft(z)
+        return z.view(*lead, self.half, self.columns)
+
+    def filter(self, k: Tensor, skip: Tensor | None, conj: bool = False) -> Tensor:
+        return self.spectrum(k if k.shape[-1] == self.length else self._wrap(k, -1), conj, skip)
+
+    def signal(self, spectrum: Tensor) -> Tensor:
+        return self._synthesize(spectrum, self.half)[..., : self.length]
+
+    def taps(self, spectrum: Tensor, count: int) -> Tensor:
+        if count == self.length:
+            return self.signal(spectrum)
+        return self._unwrap(self._synthesize(spectrum, self.rows), -1)
+
+    def _synthesize(self, spectrum: Tensor, rows: int) -> Tensor:
+        lead = spectrum.shape[:-2]
+        z = torch.fft.ifft(spectrum.view(-1, self.half, self.columns), norm="forward")
+        z *= self.untwiddle
+        parts = torch.empty(len(z), self.rows, self.columns, dtype=self.dtype, device=z.device)
+        parts[:, : self.half] = z.real
+        parts[:, self.half :] = z.imag
+        del z
+        return torch.bmm(self.synthesis[:rows].expand(len(parts), -1, -1), parts).view(*lead, rows * self.columns)
+
+
+def ring_size(need: int) -> int:
+    """The smallest of 2^a, 3 2^b, 5 2^b and 15 2^b (even) that holds *need* points."""
+    power = 1 << max(1, (need - 1).bit_length())
+    sizes = (power * 5 // 8, power * 3 // 4, power * 15 // 16) if power >= 32 else ()
+    return next((size for size in sizes if size >= need), power)
+
+
+@lru_cache(maxsize=8)
+def spectra_for(length: int, dtype: torch.dtype, cpu: bool) -> Plain:
+    """The fastest transforms for signals of *length*; tables are kept for the last few lengths."""
+    return Split(length, dtype) if cpu and length >= SPLIT_FROM else Plain(length, dtype)
+
+
+def _one_thread() -> None:
+    torch.get_num_threads()  # a thread's first query copies the process-wide count over whatever was set before
+    torch.set_num_threads(1)
+
+
+class _Pool:
+    """Threads that each run PyTorch single-threaded, so that whole tasks run side by side without barriers."""
+
+    def __init__(self) -> None:
+        self.lock, self.size, self.process, self.executor = threading.Lock(), 0, 0, None
+
+    def get(self, size: int) -> ThreadPoolExecutor:
+        with self.lock:
+            # A forked child has none of its parent's threads.
+            if self.executor is None or self.size != size or self.process != os.getpid():
+                self.executor = ThreadPoolExecutor(size, "zoo-longconv", initializer=_one_thread)
+                self.size, self.process = size, os.getpid()
+                started = threading.Barrier(size)
+                list(self.executor.map(lambda _: started.wait(), range(size)))
+                # The count is per thread once set, but threads born later take the last one set anywhere.
+                torch.set_num_threads(size)
+            return self.executor
+
+
+_pool = _Pool()
+
+
+def run_tasks(task: Callable[[slice], None], items: Iterable[slice]) -> None:
+    """Run *task* on every item, side by side on as many threads as PyTorch may use. No autograd inside."""
+    items, threads = list(items), torch.get_num_threads()
+    if threads < 2 or len(items) < 2:
+        for item in items:
+            task(item)
+        return
+
+    def bare(item: slice) -> None:
+        with torch.no_grad():  # grad mode belongs to the thread
+            task(item)
+
+    for done in [_pool.get(threads).submit(bare, item) for item in items]:
+        done.result()

@@ -227,3 +227,14 @@ def test_a_state_holds_no_more_than_it_was_made_for() -> None:
         mixer(torch.randn(1, 6, 4), CAUSAL, mixer.init_state(1, 5))
     with pytest.raises(ZooError, match=r"41 tokens.*at most 40"):
         mixer.init_state(1, 41)
+
+
+def test_a_decoding_step_in_pieces_is_the_same_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    mixer = Hyena(4, HyenaConfig(max_len=1000, filter_width=8)).eval()
+    x = torch.randn(2, 900, 4)
+    with torch.no_grad():
+        _, state = mixer(x[:, :899], CAUSAL, mixer.init_state(2, 900))
+        monkeypatch.setattr(module, "_DOT", 1)
+        assert state is not None
+        y, _ = mixer.step(x[:, 899], state)
+        torch.testing.assert_close(y, mixer(x, CAUSAL)[0][:, 899], rtol=1e-4, atol=1e-5)

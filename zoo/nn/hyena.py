@@ -28,6 +28,7 @@ from zoo.nn.state import State
 
 __all__ = ["Hyena", "HyenaConfig", "HyenaFilter", "HyenaState", "decay_rates", "position_grid"]
 _GROUP = 64  # channels mixed at once in long inference
+_DOT = 1 << 20  # products of a decoding step summed at once
 
 
 @config
@@ -310,9 +311,13 @@ def _resumed(past: Tensor, reverse: Tensor, skip: Tensor, length: int, new: Tens
     if new.shape[2] > 1:
         kernel = reverse[:, reverse.shape[1] - total :].flip(-1)
         return long_conv(past[:, :, :total].to(new.dtype), kernel, skip)[..., length:]
-    taps = reverse[:, reverse.shape[1] - total :, None]  # [D, t, 1]
-    y = torch.bmm(past[:, :, :total].transpose(0, 1).to(taps.dtype), taps).transpose(0, 1)
-    return y.to(new.dtype) + skip[:, None].to(new.dtype) * new
+    taps = reverse[:, reverse.shape[1] - total :]  # [D, t]
+    y = skip[:, None] * new
+    step = max(256, _DOT // (past.shape[0] * past.shape[1]))
+    for start in range(0, total, step):  # products that stay in the cache: a batch of dot products takes twice as long
+        stop = min(start + step, total)
+        y = y + (past[:, :, start:stop] * taps[:, start:stop]).sum(-1, keepdim=True)
+    return y.to(new.dtype)
 
 
 def _mask(x: Tensor, valid: Tensor | None) -> Tensor:

@@ -87,6 +87,8 @@ CONVERTERS = {
 
 # parity cases: system -> function that runs a case
 REPLAYS = {
+    "giraffe": "zoo.convert.positions:replay_giraffe",
+    "v2pe": "zoo.convert.positions:replay_v2pe",
     "metagene": "zoo.convert.metagene:replay",
     "generator": "zoo.convert.generator:replay",
     "dnabert2": "zoo.convert.dnabert2:replay",

@@ -20,6 +20,7 @@ from zoo.nn.positions import (
     sincos,
     sincos_grid,
 )
+from zoo.nn.visual_positions import image_spans, random_strides, visual_positions
 
 
 def test_a_rotation_keeps_norms_and_depends_on_differences() -> None:
@@ -101,6 +102,17 @@ def test_sine_tables_and_learned_ones() -> None:
     assert torch.equal(learned(torch.tensor([[2, 3]])), learned.weight[None, 2:])
     with pytest.raises(ZooError, match="4 learned"):
         learned(torch.tensor([4]))
+
+
+def test_visual_tokens_take_fractions_of_a_step() -> None:
+    ids = torch.tensor([5, 7, 0, 0, 0, 8, 5, 7, 0, 8])  # 7 opens a picture, 8 closes it
+    want = [0, 1, 1.5, 2, 2.5, 4, 5, 6, 6.5, 8]
+    assert visual_positions(ids, 7, 8, 0.5).tolist() == want
+    assert visual_positions(ids, 7, 8, [0.25, 1]).tolist() == [0, 1, 1.25, 1.5, 1.75, 3, 4, 5, 6, 7]
+    assert visual_positions(ids[:1], 7, 8, 0.5).tolist() == [0]
+    assert image_spans(ids, 7, 8) == [(2, 5), (8, 9)]
+    assert random_strides(3, [1, 2, 4], 1) == random_strides(3, [1, 2, 4], 1)
+    assert set(random_strides(50, [1, 2], 0)) == {1, 2}
 
 
 def test_impossible_options_are_refused() -> None:

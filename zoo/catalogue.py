@@ -116,6 +116,7 @@ REPLAYS = {
     "ponet": "zoo.convert.ponet:replay",
     "orchid": "zoo.convert.orchid:replay",
     "titans": "zoo.convert.titans:replay",
+    "dataset-decomposition": "zoo.convert.dataset_decomposition:replay",
 }
 
 

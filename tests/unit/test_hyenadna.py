@@ -199,6 +199,10 @@ def test_a_head_without_outputs_is_refused() -> None:
         HeadConfig(kind="sequence")
 
 
-def test_packed_documents_are_refused() -> None:
-    with pytest.raises(ZooError, match="packed"):
-        tiny().forward_features(ids(), Layout("causal", segment=torch.zeros(2, 30, dtype=torch.long)))
+def test_packed_documents_do_not_see_each_other() -> None:
+    model, x = tiny(), ids()
+    segment = (torch.arange(30) >= 11).long().expand(2, 30)
+    with torch.no_grad():
+        packed, _ = model.forward_features(x, Layout("causal", segment=segment))
+        parts = [model.forward_features(part)[0] for part in (x[:, :11], x[:, 11:])]
+    torch.testing.assert_close(packed, torch.cat(parts, 1), rtol=1e-4, atol=1e-5)

@@ -23,6 +23,7 @@ from zoo.nn.layout import Layout
 from zoo.nn.longconv import long_conv
 from zoo.nn.mixer import Cost, Mixer, MixerInfo, ParamGroup
 from zoo.nn.pieces import in_pieces, last_linear
+from zoo.nn.rows import Rows
 from zoo.nn.shortconv import causal_short_conv, short_conv_history
 from zoo.nn.state import State
 
@@ -138,15 +139,23 @@ class Hyena(Mixer):
             layouts=frozenset({"causal"} if causal else {"full"}),
             step="linear" if causal else "none",
             needs_max_len=True,
+            packing=True,
             split="channels",
         )
 
     def forward(self, x: Tensor, layout: Layout, state: State | None = None) -> tuple[Tensor, State | None]:
         """Mix x [B, L, D].
 
+        Packed documents are unpacked into rows of their own, since a transform cannot stop at a border.
+
         Raises:
-            ZooError: more than max_len tokens.
+            ZooError: more than max_len tokens, or packed documents together with a state.
         """
+        if layout.segment is not None:
+            if state is not None:
+                raise ZooError("packed documents cannot continue a state: prefill each as its own row of the batch")
+            rows = Rows.of(layout, x.shape[0], x.shape[1], x.device)
+            return rows.scatter(self.forward(rows.gather(x), Layout(layout.kind, valid=rows.keep))[0]), None
         self._check(x.shape[1] + (state.length if isinstance(state, HyenaState) else 0), state)
         valid = None if layout.valid is None else layout.valid[..., None]  # [B, L, 1]
         if state is not None:

@@ -177,8 +177,12 @@ def config_from_state(state: Mapping[str, Tensor]) -> HyenaDNAConfig:
     if kind == "sequence":
         weight = next(tensor for key, tensor in state.items() if key.endswith(f"{names.head}.weight"))
         bias = any(key.endswith(f"{names.head}.bias") for key in state)
-        pooling = "before_pad" if names.head == "score" else "mean_all"
-        head = HeadConfig(kind="sequence", num_outputs=weight.shape[0], pooling=pooling, bias=bias)
+        head = HeadConfig(
+            kind="sequence",
+            num_outputs=weight.shape[0],
+            pooling="before_pad" if names.head == "score" else "mean_all",
+            bias=bias,
+        )
     return HyenaDNAConfig(
         d_model=embedding.shape[1],
         n_layer=1 + max(int(m.group(1)) for key in state if (m := re.search(r"backbone\.layers\.(\d+)\.", key))),

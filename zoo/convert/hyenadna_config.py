@@ -169,7 +169,7 @@ def config_to_official(config: HyenaDNAConfig, hf: bool = False) -> dict[str, An
         "fast_decay_pct": hyena.fast_decay_pct, "slow_decay_pct": hyena.slow_decay_pct, "target": hyena.decay_target,
         "bidirectional": hyena.bidirectional == "ring",
     }  # fmt: skip
-    head = {"use_head": True, "n_classes": config.head.num_outputs} if classifier else {}
+    head: dict[str, Any] = {"use_head": True, "n_classes": config.head.num_outputs} if classifier else {}
     if hyena.interleaved:  # the code that lays out channels so
         head["class"] = "ConvLMHeadModel"
     return {

@@ -41,10 +41,7 @@ def open_official(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None,
         ZooError: nothing to read, a damaged file, or a pickle that needs more than tensors.
     """
     file = _find(path)
-    if file.name.endswith(".index.json"):
-        state, extra = _sharded(file), {}
-    else:
-        state, extra = _read(file)
+    state, extra = (_sharded(file), {}) if file.name.endswith(".index.json") else _read(file)
     config = _config_beside(file)
     if config is None:
         inside = extra.get("hyper_parameters", extra.get("config"))

@@ -19,6 +19,7 @@ from zoo.nn.backbone import Backbone, BackboneConfig, LayerSpec
 from zoo.nn.heads import Head, HeadConfig
 from zoo.nn.hyena import HyenaConfig
 from zoo.nn.layout import Layout
+from zoo.nn.mixer import Mixer
 from zoo.nn.mlp import MLPConfig
 
 
@@ -108,7 +109,7 @@ class HyenaDNA(SequenceModel):
             )
         )
         self.head = Head(config.head, config.d_model, rows)
-        bounded = any(layer.mixer.info.needs_max_len for layer in self.backbone.layers)
+        bounded = any(m.info.needs_max_len for m in self.backbone.modules() if isinstance(m, Mixer))
         self.max_len = config.max_len if bounded else None
         self.reset_parameters()
 

@@ -90,6 +90,7 @@ class HyenaFilter(nn.Module):
         h = z.to(work).T  # [emb_dim, n]: channels first, so that the taps need no transpose
         with torch.autocast(h.device.type, enabled=False):
             for layer in self.layers:
+                assert isinstance(layer, nn.Linear)
                 h = torch.sin(freq * torch.addmm(layer.bias.to(work)[:, None], layer.weight.to(work), h))
         return h
 

@@ -22,6 +22,9 @@ class Task(pl.LightningModule):
         metrics: per stage (`val`, `test`) a module dict of torchmetrics, logged at the end of the stage's loop.
     """
 
+    model: Any
+    means: Any
+
     def __init__(self, model: nn.Module, config: Any) -> None:
         super().__init__()
         self.model = model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,10 @@ class CausalLMConfig:
 
 class CausalLM(Task):
     """Cross entropy of the next token, perplexity, and bits per base. Batches hold ids [B, L] and valid [B, L]."""
+
+    nats: Any
+    base_nats: Any
+    bases: Tensor | None
 
     def __init__(self, model: nn.Module, config: CausalLMConfig) -> None:
         super().__init__(model, config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,9 @@ class Classify(Task):
     Raises:
         ZooError: the model's head gives no outputs to train, or class_weights do not fit it.
     """
+
+    scores: Any
+    class_weights: Tensor | None
 
     def __init__(self, model: nn.Module, config: ClassifyConfig) -> None:
         super().__init__(model, config)
@@ -117,8 +120,8 @@ class Classify(Task):
         return values
 
 
-def _outputs(model: nn.Module) -> int:
-    head = model.config.head  # type: ignore[union-attr]
+def _outputs(model: Any) -> int:
+    head = model.config.head
     if head.kind == "lm":
         raise ZooError(
             "the model has a language-model head: set model.head.kind=sequence (or token) and model.head.num_outputs"

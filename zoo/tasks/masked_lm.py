@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +45,10 @@ class MaskedLM(Task):
     Which tokens are hidden is drawn anew in training; an evaluation hides the same ones every time.
     """
 
+    extra: Any
+    bases: Tensor | None
+    maskable: Tensor | None
+
     def __init__(self, model: nn.Module, config: MaskedLMConfig) -> None:
         super().__init__(model, config)
         names = ("accuracy", "base_nats")
@@ -75,7 +80,8 @@ class MaskedLM(Task):
 
     def hide(self, ids: Tensor, valid: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """(ids with some tokens replaced, bool [B, L] of those to predict)."""
-        assert self.mask_id is not None, "set_vocabulary comes before training"
+        assert self.maskable is not None, "set_vocabulary comes before training"
+        assert self.mask_id is not None
         draw = torch.rand(2, *ids.shape, generator=generator).to(ids.device)
         chosen = self.maskable[ids] & (draw[0] < self.config.probability)
         if valid is not None:

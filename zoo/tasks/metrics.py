@@ -22,6 +22,8 @@ class WeightedMean(Metric):
     """Mean of batch means by weight, in float64: 3 tokens in the last batch count as 3 tokens."""
 
     full_state_update = False
+    total: Tensor
+    weight: Tensor
 
     def __init__(self) -> None:
         super().__init__()

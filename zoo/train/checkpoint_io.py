@@ -75,7 +75,7 @@ def save(payload: dict[str, Any], path: Path) -> None:
         torch.save(payload, temporary)
         digest = sha256_file(temporary)
         side = side_file(path)
-        write_atomic(side, lambda file: _write_text(file, f"{digest}  {path.name}\n"))
+        write_atomic(side, lambda file: write_text(file, f"{digest}  {path.name}\n"))
 
     try:
         write_atomic(path, write)
@@ -83,7 +83,8 @@ def save(payload: dict[str, Any], path: Path) -> None:
         raise ZooError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """UTF-8, as a function that `write_atomic` can be given."""
     path.write_text(text, encoding="utf-8")
 
 

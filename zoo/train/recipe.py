@@ -110,5 +110,5 @@ def check_section(section: str, data: dict[str, Any], table: dict[str, str]) -> 
         raise ConfigError(f"{section} needs a 'name' (one of: {', '.join(sorted(table))})")
     target = catalogue.lookup(table, data["name"], f"{section} name")
     rest = {key: value for key, value in data.items() if key != "name"}
-    checked = from_dict(schema(catalogue.schema_target(target)), rest, section)
+    checked: Any = from_dict(schema(catalogue.schema_target(target)), rest, section)
     return {"name": data["name"], **to_dict(checked)}

@@ -16,7 +16,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from zoo.config import to_dict
 from zoo.errors import ZooError
-from zoo.train.checkpoint_io import write_atomic
+from zoo.train.checkpoint_io import write_atomic, write_text
 from zoo.train.recipe import RecipeConfig
 
 PACKAGES = ("seqzoo", "torch", "pytorch-lightning", "torchmetrics", "numpy", "tokenizers", "hydra-core", "safetensors")
@@ -67,7 +67,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that the file is never half there."""
     text = json.dumps(to_dict(value), indent=2, ensure_ascii=False) + "\n"
-    write_atomic(path, lambda file: file.write_text(text, encoding="utf-8") and None)
+    write_atomic(path, lambda file: write_text(file, text))
 
 
 def claim_folder(out: Path, recipe: RecipeConfig, resume: bool) -> None:

@@ -74,7 +74,8 @@ class Streamed(pl.LightningDataModule):
             self.loader = self.data.train_dataloader()
             self.steps = total_steps(len(self.loader), self.max_steps, self.max_epochs, self.accumulate)
             assert self.trainer is not None
-            self.trainer.lightning_module.total_steps = self.steps
+            task: Any = self.trainer.lightning_module
+            task.total_steps = self.steps
 
     def train_dataloader(self) -> Stream:
         return Stream(self.loader, self.steps * self.accumulate)

@@ -238,3 +238,17 @@ def test_a_decoding_step_in_pieces_is_the_same_sum(monkeypatch: pytest.MonkeyPat
         assert state is not None
         y, _ = mixer.step(x[:, 899], state)
         torch.testing.assert_close(y, mixer(x, CAUSAL)[0][:, 899], rtol=1e-4, atol=1e-5)
+
+
+def test_long_inference_with_two_threads_in_inference_mode() -> None:
+    mixer = Hyena(16, HyenaConfig(max_len=70000, filter_width=8)).eval()
+    x = torch.randn(1, 70000, 16)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with torch.inference_mode():
+            y, _ = mixer(x, CAUSAL)
+        with torch.no_grad():
+            torch.testing.assert_close(mixer(x, CAUSAL)[0], y, rtol=1e-4, atol=1e-4)
+    finally:
+        torch.set_num_threads(threads)

@@ -169,8 +169,10 @@ def run_tasks(task: Callable[[slice], None], items: Iterable[slice]) -> None:
             task(item)
         return
 
+    inference = torch.is_inference_mode_enabled()
+
     def bare(item: slice) -> None:
-        with torch.no_grad():  # grad mode belongs to the thread
+        with torch.inference_mode(inference), torch.no_grad():  # both modes belong to the thread
             task(item)
 
     for done in [_pool.get(threads).submit(bare, item) for item in items]:

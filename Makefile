@@ -3,11 +3,13 @@
 #   make test   the same environment, the whole suite
 PYTHON ?= python3
 VENV   ?= .venv
+DEMO   ?= demo-run
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint cards clean
 demo: $(VENV)/.installed
-	$(BIN)/zoo quickstart --out demo-run
+	rm -rf $(DEMO)
+	$(BIN)/zoo quickstart --out $(DEMO)
 
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
@@ -17,11 +19,17 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check zoo tests benchmarks
 	$(BIN)/mypy
 
+# write the cards of the catalogue's published models anew
+cards: $(VENV)/.installed
+	$(BIN)/python -m zoo.hub.card
+
 $(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'error: Python 3.11 or newer is needed; name one with make PYTHON=python3.11' >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo-run runs
+	rm -rf $(VENV) $(DEMO) runs

@@ -89,7 +89,10 @@ def caught(*calls: str) -> str:
     return "\n".join(f"try:\n    {call}\nexcept ZooError as error:\n    print(error)" for call in calls)
 
 
-FETCH = "a = zoo.load('me/first')\nprint(a.model.config.d_model, a.tokenizer.name, all(c.passed for c in zoo.verify(a.path)))"
+FETCH = """
+a = zoo.load('me/first')
+print(a.model.config.d_model, a.tokenizer.name, all(c.passed for c in zoo.verify(a.path)))
+"""
 
 
 def test_push_and_load_by_id(python: Python, saved: Path) -> None:

@@ -17,8 +17,9 @@ ALLOWED = {
     "models": {"nn", "models"},
     "tokenizers": {"nn", "tokenizers"},
     "datamodules": {"tokenizers", "datamodules"},
-    "convert": {"nn", "models", "tokenizers", "generate", "convert"},  # a replay may run the decoding engine
-    "hub": {"nn", "models", "tokenizers", "generate", "convert", "hub"},
+    # a replay may run the decoding engine or an algorithm on data
+    "convert": {"nn", "models", "tokenizers", "datamodules", "generate", "convert"},
+    "hub": {"nn", "models", "tokenizers", "convert", "hub"},
     "generate": {"nn", "models", "tokenizers", "generate"},
     "tasks": {"nn", "models", "tokenizers", "generate", "tasks"},
     "train": {"nn", "models", "tokenizers", "datamodules", "generate", "tasks", "convert", "hub", "train"},

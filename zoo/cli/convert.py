@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zoo.cli.common import Parser, existing_file
 from zoo.errors import ZooError
+
+if TYPE_CHECKING:
+    from zoo.tokenizers.base import Tokenizer
 
 
 def parser() -> Parser:
@@ -56,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _usual_tokenizer(family: str) -> object:
+def _usual_tokenizer(family: str) -> Tokenizer | None:
     """The tokenizer of the family's published models, where it needs no file that is not here."""
     from zoo import catalogue, tokenizers
 

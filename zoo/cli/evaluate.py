@@ -87,7 +87,7 @@ def data_section(name: str, overrides: list[str]) -> dict[str, Any]:
     return check_section("data", section, catalogue.DATAMODULES)
 
 
-def evaluate(found: Artifact, section: dict[str, Any], split: str) -> dict[str, float]:
+def evaluate(found: Artifact, section: dict[str, Any], split: Any) -> dict[str, float]:
     """Metrics of an artifact on one split, named `split/metric`.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from zoo import catalogue
 from zoo.cli.common import Parser, print_json, short, table
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def row(name: str) -> dict[str, object]:
+def row(name: str) -> dict[str, Any]:
     """What is known of one entry, for the table and for --json."""
     entry = catalogue.ENTRIES[name]
     return {

@@ -116,10 +116,12 @@ def some_rows() -> list[tuple[str, str]]:
     from zoo.datamodules.table import read_table
 
     section = datamodules.section(DATA)
+    classes = section["classes"]
     found = read_table(locate(section["test"]["path"]))
-    pairs = list(zip(found.columns["sequence"], found.columns["label"], strict=True))
-    each = SEQUENCES // len(section["classes"])
-    chosen = [[pair for pair in pairs if pair[1] == name][:each] for name in section["classes"]]
+    labels = [classes[int(index)] for index in found.columns["label"]]  # the file holds the classes' numbers
+    pairs = list(zip(found.columns["sequence"], labels, strict=True))
+    each = SEQUENCES // len(classes)
+    chosen = [[pair for pair in pairs if pair[1] == name][:each] for name in classes]
     return [pair for turn in zip(*chosen, strict=True) for pair in turn]
 
 

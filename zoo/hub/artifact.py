@@ -252,7 +252,6 @@ def load_weights(model: nn.Module, file: Path) -> None:
 
 def _load_official(name: str) -> Artifact:
     """The published weights of a catalogue entry, from the local Hub cache or, when online, the Hub."""
-    from zoo import tokenizers
     from zoo.convert.official import convert_file
     from zoo.hub import client
 
@@ -262,8 +261,20 @@ def _load_official(name: str) -> Artifact:
     with torch.random.fork_rng(devices=[]):
         model = resolve(catalogue.MODELS[family])(config)
     model.load_state_dict(weights)
-    tokenizer = tokenizers.from_catalogue(entry.tokenizer) if entry.tokenizer else None
+    tokenizer = _official_tokenizer(entry.tokenizer, place) if entry.tokenizer else None
     return Artifact(model.eval(), tokenizer, place, {"model": family, "outputs": {}, "ref": name})
+
+
+def _official_tokenizer(name: str, place: Path) -> Any:
+    """The catalogue's tokenizer *name*; a byte-pair vocabulary is the one published with the weights."""
+    import yaml
+
+    from zoo import tokenizers
+
+    section = yaml.safe_load((folder("tokenizers") / name / "tokenizer.yaml").read_text(encoding="utf-8"))
+    file = place / "tokenizer.json"
+    changes = {"file": str(file)} if section["name"] == "bpe" and file.is_file() else {}
+    return tokenizers.from_catalogue(name, **changes)
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo import catalogue
 from zoo._resources import folder
 from zoo.config import schema, to_dict
+from zoo.hub.families import FAMILIES, Family, tiny_example
 
 if TYPE_CHECKING:
     from zoo.hub.artifact import Artifact
 
-# what a family is, for readers who do not know it: one sentence, paper, licence of the idea's publication, limits
-FAMILIES = {
-    "hyenadna": {
-        "about": "HyenaDNA reads DNA one base at a time with long convolutions in place of attention, so that a "
-        "sequence of a million bases costs little more than its length.",
-        "paper": "Nguyen et al. 2023, HyenaDNA: Long-Range Genomic Sequence Modeling at Single Nucleotide Resolution, "
-        "arXiv:2306.15794",
-        "limits": "It reads from left to right and one strand only: predictions for a sequence and for its reverse "
-        "complement differ. Its filters are tied to the longest input it was built for.",
-        "tags": ("dna", "genomics", "hyena", "long-convolution"),
-        "example": "ACGTACGTTAGC",
-    },
-}
 TASK_TAGS = {
     "causal_lm": "text-generation",
     "lm": "text-generation",
+    "masked_lm": "fill-mask",
     "classify": "text-classification",
     "multiclass": "text-classification",
     "multilabel": "text-classification",
@@ -44,12 +34,12 @@ def entry_card(name: str) -> str:
         ConfigError: no such model.
     """
     entry = catalogue.lookup(catalogue.ENTRIES, name, "model")
-    family = FAMILIES.get(entry.model, {})
+    family = FAMILIES.get(entry.model)
     defaults = to_dict(schema(catalogue.schema_target(catalogue.MODELS[entry.model]))())
     header = {
         "license": entry.licence if entry.licence in SPDX else "other",
         "library_name": "seqzoo",
-        "tags": sorted({"seqzoo", entry.model, *family.get("tags", ())}),
+        "tags": sorted({"seqzoo", entry.model, *(family.tags if family else ())}),
         "pipeline_tag": TASK_TAGS.get(entry.tasks[0]) if entry.tasks else None,
         "base_model": entry.hub,
     }
@@ -65,50 +55,36 @@ def entry_card(name: str) -> str:
     changed = {key: value for key, value in entry.config.items() if defaults.get(key) != value}
     sections = [
         f"# {name}",
-        family.get("about", ""),
+        family.about if family else "",
         table(("", ""), facts),
         _config_section(changed, entry.model),
         "## Use\nThe weights are those of the official repository, converted when they are loaded.\n\n"
         + code(
             "python needs-hub",
             f'import torch\nimport zoo\n\nartifact = zoo.load("{name}")\n'
-            + _call(family.get("example", ""), bool(entry.tokenizer)),
+            + _call(family.text if family else "", bool(entry.tokenizer)),
         )
         + "\n\nThe same architecture with fresh weights, at a size that runs anywhere:\n\n"
-        + code("python", tiny_example(entry.model)),
+        + code("python", tiny_example(entry.model, catalogue.MODELS[entry.model])),
         "## How it is checked\nNames, shapes and number of parameters of this checkpoint are compared with the "
         "published ones; the numbers of the official implementation are reproduced at small sizes with "
         "`zoo verify tests/parity/cases`.",
-        "## Limits\n" + family["limits"] if family.get("limits") else "",
-        "## Source\n" + family["paper"] if family.get("paper") else "",
+        "## Limits\n" + family.limits if family else "",
+        "## Source\n" + family.paper if family else "",
     ]
     return front_matter(header) + "\n\n".join(part for part in sections if part) + "\n"
-
-
-def tiny_example(family: str) -> str:
-    """Python that builds a small model of *family* and runs it."""
-    target = catalogue.MODELS[family]
-    module, _, name = target.partition(":")
-    if family == "hyenadna":
-        return (
-            f"import torch\nfrom {module} import {name}, {name}Config\n\n"
-            f"model = {name}({name}Config(d_model=32, n_layer=2, max_len=66)).eval()\n"
-            "logits = model(torch.randint(7, 11, (2, 64)))  # [batch, length, vocabulary rows]\n"
-            "assert logits.shape == (2, 64, 16)"
-        )
-    return f"from {module} import {name}, {name}Config\n\nprint({name}Config())"
 
 
 def artifact_card(artifact: Artifact) -> str:
     """The card of a trained artifact: what it is, data, settings, measured numbers, use, checks, limits."""
     run, recipe, outputs = artifact.run, artifact.recipe, artifact.info.get("outputs", {})
-    family = FAMILIES.get(artifact.info["model"], {})
+    family = FAMILIES.get(artifact.info["model"])
     name = str(run.get("name") or recipe.get("name") or artifact.info["model"])
     data = recipe.get("data", {})
     metrics = {key: value for key, value in run.get("metrics", {}).items() if isinstance(value, int | float)}
     sections = [
         f"# {name}",
-        "\n\n".join(text for text in (recipe.get("description", ""), family.get("about", "")) if text),
+        "\n\n".join(text for text in (recipe.get("description", ""), family.about if family else "") if text),
         table(("", ""), _artifact_facts(artifact)),
         _data_section(data, run.get("data", {})),
         _training_section(recipe, run),
@@ -118,13 +94,13 @@ def artifact_card(artifact: Artifact) -> str:
         "saved; `files.json` the sha256 of every file. `zoo verify FOLDER` checks the files, loads the weights "
         "strictly and compares the outputs.",
         "## Limits\n" + " ".join(_limits(family, data, metrics)),
-        "## Source\n" + family["paper"] if family.get("paper") else "",
+        "## Source\n" + family.paper if family else "",
     ]
     return front_matter(_artifact_header(name, artifact, metrics)) + "\n\n".join(p for p in sections if p) + "\n"
 
 
 def _artifact_header(name: str, artifact: Artifact, metrics: dict[str, float]) -> dict[str, Any]:
-    family = FAMILIES.get(artifact.info["model"], {})
+    family = FAMILIES.get(artifact.info["model"])
     data = artifact.recipe.get("data", {})
     kind = artifact.info.get("outputs", {}).get("task_kind")
     tag = TASK_TAGS.get(str(kind))
@@ -136,7 +112,7 @@ def _artifact_header(name: str, artifact: Artifact, metrics: dict[str, float]) -
     header: dict[str, Any] = {
         "license": _licence(data),
         "library_name": "seqzoo",
-        "tags": sorted({"seqzoo", artifact.info["model"], *family.get("tags", ())}),
+        "tags": sorted({"seqzoo", artifact.info["model"], *(family.tags if family else ())}),
         "pipeline_tag": tag,
     }
     if measured and data.get("id"):
@@ -227,8 +203,8 @@ def _metrics_section(metrics: dict[str, float], data: dict[str, Any], run: dict[
     return "## Measured\n" + table(("metric", "split", "value"), rows) + "\n\n" + protocol
 
 
-def _limits(family: dict[str, Any], data: dict[str, Any], metrics: dict[str, float]) -> list[str]:
-    limits = [family["limits"]] if family.get("limits") else []
+def _limits(family: Family | None, data: dict[str, Any], metrics: dict[str, float]) -> list[str]:
+    limits = [family.limits] if family else []
     if data.get("id"):
         limits.append(f"It was trained on {data.get('title') or data['id']} alone; nothing is known of other data.")
     if not any(key.startswith("test/") for key in metrics):
@@ -237,9 +213,9 @@ def _limits(family: dict[str, Any], data: dict[str, Any], metrics: dict[str, flo
     return limits
 
 
-def _use(name: str, artifact: Artifact, family: dict[str, Any]) -> str:
+def _use(name: str, artifact: Artifact, family: Family | None) -> str:
     lines = ["import torch", "import zoo", "", 'artifact = zoo.load(".")  # this folder, or its Hub id']
-    lines.append(_call(family.get("example", ""), artifact.tokenizer is not None))
+    lines.append(_call(family.text if family else "", artifact.tokenizer is not None))
     return "\n".join(lines)
 
 
@@ -271,7 +247,7 @@ def label(metric: str) -> str:
     return METRIC_NAMES.get(name, name.replace("_", " "))
 
 
-def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """A Markdown table."""
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return "\n".join(lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows])

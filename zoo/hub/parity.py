@@ -27,8 +27,9 @@ TOLERANCE = {
 
 def example(model: nn.Module) -> dict[str, Tensor]:
     """Inputs made from a seed: what the model's own `example_inputs()` gives, or token ids [2, L], one row padded."""
-    if hasattr(model, "example_inputs"):
-        return dict(model.example_inputs())
+    own: Any = getattr(model, "example_inputs", None)
+    if own is not None:
+        return dict(own())
     config: Any = model.config
     length = min(LENGTH, getattr(model, "max_len", None) or LENGTH)
     generator = torch.Generator().manual_seed(SEED)

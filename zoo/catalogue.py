@@ -76,13 +76,10 @@ CONVERTERS = {
     "flextok_vae": "zoo.convert.flextok_vae",
     "maskgit_vqgan": "zoo.convert.maskgit_vqgan",
     "hyenadna": "zoo.convert.hyenadna",
-    "s4": "zoo.convert.s4",
     "mamba2": "zoo.convert.mamba2",
-    "based": "zoo.convert.based",
+    "based": "zoo.convert.based_lm",
     "h3": "zoo.convert.h3",
     "ponet": "zoo.convert.ponet",
-    "orchid": "zoo.convert.orchid",
-    "titans": "zoo.convert.titans",
 }
 
 # parity cases: system -> function that runs a case

@@ -22,6 +22,7 @@ from zoo.nn.layout import CAUSAL
 from zoo.nn.mlp import MLPConfig
 
 WHAT = "BASED weights"
+MODEL = "lm"  # the family of zoo.models these weights become
 
 
 def swap_halves(t: Tensor) -> Tensor:
@@ -65,6 +66,11 @@ def to_zoo(state: Mapping[str, Tensor], config: LMConfig) -> dict[str, Tensor]:
     """
     state = {key.removeprefix("model."): tensor for key, tensor in state.items() if "metrics" not in key}
     return rows_to_ours(table(config), state, WHAT)
+
+
+def recognises(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> bool:
+    """Whether these are weights of BASED's GPTLMHeadModel."""
+    return any(key.endswith(".mixer.conv.conv.weight") for key in state) and any(".proj_q." in key for key in state)
 
 
 def to_official(state: Mapping[str, Tensor], config: LMConfig) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ from zoo.nn.layout import CAUSAL
 from zoo.nn.mlp import MLPConfig
 
 WHAT = "H3 weights"
+MODEL = "lm"  # the family of zoo.models these weights become
 
 
 def mixer_rows(official: str, ours: str) -> list[Row]:
@@ -76,12 +78,46 @@ def table(config: LMConfig) -> list[Row]:
 
 
 def to_zoo(state: Mapping[str, Tensor], config: LMConfig) -> dict[str, Tensor]:
-    """Official state dict of a language model -> ours.
+    """Official state dict of a language model -> ours; the names and block order of older files are understood.
 
     Raises:
         ZooError: a missing or unknown key, or an untied head.
     """
-    return rows_to_ours(table(config), state, WHAT)
+    return rows_to_ours(table(config), current_names(state), WHAT)
+
+
+def current_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An older file's state dict in today's names: there each norm stood after its sub-layer, the first one apart."""
+    renames = (
+        (r"^s4seq\.encoder\.", "backbone."), (r"^embedding\.", "backbone.embeddings.word_embeddings."),
+        (r"^backbone\.norm\.", "backbone.ln_f."),
+    )  # fmt: skip
+    out: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        for old, new in renames:
+            key = re.sub(old, new, key)
+        out[key] = tensor
+    if "backbone.ln_0.weight" not in out:
+        return out
+    moved: dict[str, Tensor] = {}
+    last = max(int(key.split(".")[2]) for key in out if key.startswith("backbone.layers."))
+    for key, tensor in out.items():
+        found = re.fullmatch(r"backbone\.layers\.(\d+)\.norm([12])\.(\w+)", key)
+        if key.startswith("backbone.ln_0."):
+            key = key.replace("ln_0", "layers.0.norm1")
+        elif found and found[2] == "1":
+            key = f"backbone.layers.{found[1]}.norm2.{found[3]}"
+        elif found and int(found[1]) == last:
+            key = f"backbone.ln_f.{found[3]}"
+        elif found:
+            key = f"backbone.layers.{int(found[1]) + 1}.norm1.{found[3]}"
+        moved[key] = tensor
+    return moved
+
+
+def recognises(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> bool:
+    """Whether these are weights of an H3 language model."""
+    return any(key.endswith(".ssm_k_kernel.kernel.C") for key in state)
 
 
 def to_official(state: Mapping[str, Tensor], config: LMConfig) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from zoo.nn.layout import CAUSAL
 from zoo.nn.mamba2 import Mamba2Config, ssd
 
 WHAT = "Mamba-2 weights"
+MODEL = "lm"  # the family of zoo.models these weights become
 
 
 def mixer_rows(official: str, ours: str, config: Mamba2Config) -> list[Row]:
@@ -56,6 +57,11 @@ def to_zoo(state: Mapping[str, Tensor], config: LMConfig) -> dict[str, Tensor]:
         ZooError: a missing or unknown key.
     """
     return rows_to_ours(table(config), state, WHAT)
+
+
+def recognises(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> bool:
+    """Whether these are weights of Mamba2ForCausalLM."""
+    return "backbone.embeddings.weight" in state and any(key.endswith(".mixer.A_log") for key in state)
 
 
 def to_official(state: Mapping[str, Tensor], config: LMConfig) -> dict[str, Tensor]:

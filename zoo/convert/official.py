@@ -89,6 +89,7 @@ def convert_file(
     else:
         ours = module.config_from_official(config)
     weights = module.to_zoo(state, ours)
+    family = getattr(module, "MODEL", family)  # several publications may be one family of ours
     with torch.device("meta"):
         model = resolve(catalogue.lookup(catalogue.MODELS, family, "model"))(ours)
     load_strict(model, weights, Path(meta["file"]).name)

@@ -19,6 +19,7 @@ from zoo.nn.mlp import MLPConfig
 from zoo.nn.ponet import separator_blocks
 
 WHAT = "PoNet weights"
+MODEL = "lm"  # the family of zoo.models these weights become
 SEPARATORS = (101, 102)  # CLS and SEP of BERT's vocabulary, written into the official code
 
 
@@ -43,7 +44,17 @@ def table(config: LMConfig, prefix: str = "") -> list[Row]:
         rows += linear(theirs + "intermediate.dense", ours + "mlp.fc1")
         rows += linear(theirs + "output.dense", ours + "mlp.fc2")
         rows += linear(theirs + "output.LayerNorm", ours + "norm2")
-    return rows + (linear(prefix + "pooler.dense", "pooler") if config.pooler else [])
+    if config.pooler:
+        rows += linear(prefix + "pooler.dense", "pooler")
+    if config.transform:
+        rows += [
+            Row("cls.predictions.bias", "transform.bias"),
+            *linear("cls.predictions.transform.dense", "transform.dense"),
+            *linear("cls.predictions.transform.LayerNorm", "transform.norm"),
+            Row("cls.predictions.decoder.weight", "embed.weight", first=False),
+            Row("cls.predictions.decoder.bias", "transform.bias", first=False),
+        ]
+    return rows + (linear("cls.seq_relationship", "sentence") if config.sentence_classes else [])
 
 
 def _lra_table(config: LMConfig) -> list[Row]:
@@ -68,7 +79,7 @@ def _lra_table(config: LMConfig) -> list[Row]:
 
 
 def to_zoo(state: Mapping[str, Tensor], config: LMConfig) -> dict[str, Tensor]:
-    """Official state dict of an encoder -> ours.
+    """Official state dict of an encoder, with or without the pretraining heads, -> ours.
 
     Raises:
         ZooError: a missing or unknown key.
@@ -77,13 +88,34 @@ def to_zoo(state: Mapping[str, Tensor], config: LMConfig) -> dict[str, Tensor]:
     return rows_to_ours(table(config, prefix), state, WHAT)
 
 
+def config_from_state(state: Mapping[str, Tensor]) -> LMConfig:
+    """The config that a checkpoint of the BERT-shaped model implies; heads are assumed to be 64 wide."""
+    prefix = "ponet." if any(key.startswith("ponet.") for key in state) else ""
+    vocab, width = state[prefix + "embeddings.word_embeddings.weight"].shape
+    official = {
+        "hidden_size": width, "vocab_size": vocab, "num_attention_heads": width // 64,
+        "num_hidden_layers": 1 + max(int(k.split("layer.")[1].split(".")[0]) for k in state if "encoder.layer." in k),
+        "intermediate_size": state[prefix + "encoder.layer.0.intermediate.dense.weight"].shape[0],
+        "max_position_embeddings": state[prefix + "embeddings.position_embeddings.weight"].shape[0],
+        "type_vocab_size": state[prefix + "embeddings.token_type_embeddings.weight"].shape[0],
+    }  # fmt: skip
+    return config_from_official(official, heads="cls.predictions.bias" in state)
+
+
+def recognises(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> bool:
+    """Whether these are weights of a PoNet."""
+    return any(".dense_segment." in key or ".W_segment." in key for key in state)
+
+
 def to_official(state: Mapping[str, Tensor], config: LMConfig) -> dict[str, Tensor]:
-    """Ours -> official state dict of an encoder."""
-    return rows_to_official(table(config), state, WHAT)
+    """Ours -> official state dict; checkpoints with heads have `ponet.` before the encoder's names."""
+    return rows_to_official(table(config, "ponet." if config.transform else ""), state, WHAT)
 
 
-def config_from_official(official: Mapping[str, Any]) -> LMConfig:
+def config_from_official(official: Mapping[str, Any], heads: bool | None = None) -> LMConfig:
     """A BertConfig with PoNet's fields, or an LRA model's config (it has `transformer_dim`), as a dict -> ours.
+
+    `architectures` (or *heads*) says whether the pretraining heads are there.
 
     Raises:
         ConfigError: an LRA model with tied layers, another attention or a head width that does not fit.
@@ -101,7 +133,10 @@ def config_from_official(official: Mapping[str, Any]) -> LMConfig:
             max_len=int(official["max_seq_len"]), embed_dropout=float(get("dropout_prob", 0.0)),
             resid_dropout=float(get("dropout_prob", 0.0)), head=HeadConfig(tied=True), **common,
         )  # fmt: skip
+    if heads is None:
+        heads = "PoNetForPreTraining" in (get("architectures") or ())
     return LMConfig(
+        transform=heads, sentence_classes=3 if heads else 0,
         d_model=int(get("hidden_size", 768)), vocab_size=int(get("vocab_size", 30522)),
         n_layer=int(get("num_hidden_layers", 12)),
         options={"num_heads": int(get("num_attention_heads", 12)), "isolate": bool(get("clsgsepg", True))},

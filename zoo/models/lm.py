@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from zoo.config import config
 from zoo.errors import ConfigError
 from zoo.models.base import SequenceModel
+from zoo.models.encoder import MLMTransform
 from zoo.nn.backbone import Backbone, BackboneConfig, LayerSpec
 from zoo.nn.heads import Head, HeadConfig, pool
 from zoo.nn.layout import Layout
@@ -50,6 +51,8 @@ class LMConfig:
         embed_norm: a norm after the embeddings (BERT).
         separators: token ids that delimit segments; layers that pool segments get them as blocks (PoNet).
         pooler: a tanh layer on the first token, which a `sequence` head then reads (BERT).
+        transform: an `lm` head has BERT's transform (linear, GELU, norm) before it and a bias.
+        sentence_classes: classes of a second head on the pooler, as pretrained PoNet has; see `sentence_logits`.
         embed_dropout, resid_dropout: on the embedding, and on every sub-layer's output.
         residual_in_fp32: residual stream in float32 under mixed precision.
         init_std: standard deviation of the initial weights of linear layers and embeddings.
@@ -74,6 +77,8 @@ class LMConfig:
     embed_norm: bool = False
     separators: tuple[int, ...] = ()
     pooler: bool = False
+    transform: bool = False
+    sentence_classes: int = 0
     embed_dropout: float = 0.0
     resid_dropout: float = 0.0
     residual_in_fp32: bool = False
@@ -83,6 +88,8 @@ class LMConfig:
     def __post_init__(self) -> None:
         if self.positions == "learned" and self.max_len is None:
             raise ValueError("learned positions need max_len, the number of them")
+        if self.sentence_classes and not self.pooler:
+            raise ValueError("sentence_classes need the pooler")
 
 
 class LM(SequenceModel):
@@ -114,6 +121,8 @@ class LM(SequenceModel):
             )
         )  # fmt: skip
         self.pooler = nn.Linear(width, width) if config.pooler else None
+        self.sentence = nn.Linear(width, config.sentence_classes) if config.sentence_classes else None
+        self.transform = MLMTransform(width, rows, config.eps) if config.transform else None
         self.head = Head(config.head, width, rows)
         self.max_len = config.max_len
         bounded = [layer.mixer for layer in self.backbone.layers if layer.mixer.info.needs_max_len]
@@ -175,4 +184,11 @@ class LM(SequenceModel):
     def forward_head(self, hidden: Tensor, valid: Tensor | None = None) -> Tensor:
         if self.pooler is not None and self.head_kind == "sequence":
             return super().forward_head(self.pooled(hidden, valid)[:, None])
+        if self.transform is not None and self.head_kind == "lm":
+            return super().forward_head(self.transform(hidden), valid) + self.transform.bias
         return super().forward_head(hidden, valid)
+
+    def sentence_logits(self, hidden: Tensor, valid: Tensor | None = None) -> Tensor:
+        """hidden [B, L, D] -> [B, sentence_classes]: the second head, on the pooler."""
+        assert self.sentence is not None
+        return self.sentence(self.pooled(hidden, valid))

@@ -1,0 +1,209 @@
+"""Every mixer's forward and backward pass beside causal attention, over lengths: one table, one plot.
+
+    python benchmarks/mixers.py [--lengths 1024,4096,16384,65536] [--d-model 128] [--threads 2] [--mixers hyena,s4d]
+
+Batch 1, float32. "attention" is our mixer of two heads of 64 (projections and PyTorch's fused causal kernel); peers run
+where they are installed: x-transformers' attention and the Mamba-2 layer of transformers. The ratio is attention's time
+over the mixer's, from the same run. Attention's time beyond --attention-limit tokens is extrapolated by its square and
+marked. Memory is the peak resident set above the start of the pass, each measured in a process of its own.
+
+Writes results/mixers.json and results/mixers.png (time and memory against length, both axes logarithmic).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+# options of a size that matches: about 4-8 d² weights, heads of 64, states of 16-128 numbers a channel
+OPTIONS: dict[str, dict[str, Any]] = {
+    "attention": {"heads": 2},
+    "window": {"heads": 2, "window": 256},
+    "hyena": {"max_len": 65536},
+    "orchid": {"max_len": 65536},
+    "s4d": {},
+    "s4": {},
+    "lssl": {"d_state": 32},
+    "h3": {},
+    "mamba2": {},
+    "based": {"num_heads": 8},
+    "baseconv": {},
+    "jrt": {"num_heads": 8, "enc_length": 512},
+    "ponet": {"num_heads": 2},
+    "longvq": {"num_heads": 2, "block": 128},
+    "memory": {"heads": 2, "chunk": 256, "expansion": 2.0},
+    "titans": {"variant": "mag", "heads": 2, "window": 256, "memory": {"heads": 2, "chunk": 256, "expansion": 2.0}},
+}
+PEERS = ("x-transformers attention", "transformers mamba2")
+
+
+def build(name: str, d_model: int) -> Any:
+    """A function of x [1, L, D] that mixes it."""
+    import torch
+
+    if name == "x-transformers attention":
+        from x_transformers.x_transformers import Attention
+
+        peer = Attention(dim=d_model, heads=2, dim_head=64, causal=True, flash=True)
+        return peer, lambda x: peer(x)[0] if isinstance(peer(x), tuple) else peer(x)
+    if name == "transformers mamba2":
+        from transformers import Mamba2Config
+        from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+
+        config = Mamba2Config(
+            hidden_size=d_model,
+            num_heads=2 * d_model // 64,
+            head_dim=64,
+            n_groups=1,
+            state_size=128,
+            num_hidden_layers=1,
+        )
+        layer = Mamba2Mixer(config, layer_idx=0)
+        return layer, lambda x: layer(x)
+    from zoo.nn.backbone import make_mixer
+    from zoo.nn.layout import Layout
+
+    mixer = make_mixer("attention" if name == "window" else name, d_model, OPTIONS[name])
+    kind = "full" if "full" in mixer.info.layouts and "causal" not in mixer.info.layouts else "causal"
+    layout = Layout("prefix", prefix=512) if name == "jrt" else Layout(kind)  # type: ignore[arg-type]
+    del torch
+    return mixer, lambda x: mixer(x, layout)[0]
+
+
+def measure(name: str, length: int, d_model: int, threads: int, budget: float) -> dict[str, float]:
+    """Seconds (best of several) and peak memory of one forward and backward pass, in this process."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    module, run = build(name, d_model)
+    x = torch.randn(1, length, d_model, requires_grad=True)
+    weight = torch.randn(1, length, d_model)
+
+    def once() -> float:
+        start = time.perf_counter()
+        (run(x) * weight).sum().backward()
+        return time.perf_counter() - start
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    best = once()
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    spent, runs = best, 1
+    while spent < budget and runs < 20:
+        best, runs = min(best, took := once()), runs + 1
+        spent += took
+    return {"seconds": best, "peak_mb": peak, "runs": runs, "parameters": sum(p.numel() for p in module.parameters())}
+
+
+def isolated(name: str, length: int, args: argparse.Namespace) -> dict[str, float] | None:
+    """`measure` in a process of its own; None where a peer is not installed or fails."""
+    command = [
+        sys.executable,
+        __file__,
+        "--one",
+        name,
+        str(length),
+        str(args.d_model),
+        str(args.threads),
+        str(args.budget),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        print(f"{name} at {length}: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'failed'}")
+        return None
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def plot(table: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
+    """Time and memory against length, log-log."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(13, 5.5))
+    styles = ["-", "--", "-."]
+    for i, (name, rows) in enumerate(table.items()):
+        lengths = sorted(int(n) for n in rows)
+        for axis, key, factor in ((axes[0], "seconds", 1000.0), (axes[1], "peak_mb", 1.0)):
+            points = [(n, rows[str(n)][key] * factor) for n in lengths if rows[str(n)].get(key, 0) > 0]
+            if points:
+                color = f"C{i % 10}"
+                axis.loglog(*zip(*points, strict=True), styles[i // 10 % 3], marker="o", ms=3, color=color, label=name)
+    for axis, label in ((axes[0], "forward + backward, ms"), (axes[1], "peak memory of the pass, MB")):
+        axis.set_xlabel("tokens")
+        axis.set_ylabel(label)
+        axis.grid(True, which="both", alpha=0.25)
+    axes[0].legend(fontsize=7, ncol=2)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    if "--one" in sys.argv:
+        name, length, width, threads, budget = sys.argv[sys.argv.index("--one") + 1 :]
+        print(json.dumps(measure(name, int(length), int(width), int(threads), float(budget))))
+        return
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--lengths", default="1024,4096,16384,65536")
+    parser.add_argument("--d-model", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--mixers", default=",".join([*OPTIONS, *PEERS]))
+    parser.add_argument("--budget", type=float, default=1.0, help="seconds spent on repeats of one measurement")
+    parser.add_argument("--attention-limit", type=int, default=16384, help="longest attention that is really run")
+    args = parser.parse_args()
+    lengths = [int(n) for n in args.lengths.split(",")]
+    names = args.mixers.split(",")
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    for name in ["attention", *(n for n in names if n != "attention")]:
+        rows: dict[str, dict[str, float]] = {}
+        for length in lengths:
+            if name in ("attention", PEERS[0]) and length > args.attention_limit:
+                last = rows.get(str(args.attention_limit))
+                if last:
+                    factor = (length / args.attention_limit) ** 2
+                    rows[str(length)] = {"seconds": last["seconds"] * factor, "peak_mb": 0.0, "extrapolated": 1.0}
+                continue
+            result = isolated(name, length, args)
+            if result is None:
+                break
+            rows[str(length)] = result
+            ratio = table.get("attention", rows)[str(length)]["seconds"] / result["seconds"]
+            print(
+                f"{name:26} {length:7} {result['seconds'] * 1e3:10.1f} ms {result['peak_mb']:8.0f} MB  x{ratio:.2f}",
+                flush=True,
+            )
+        table[name] = rows
+    print_table(table, lengths)
+    RESULTS.mkdir(exist_ok=True)
+    data = {"d_model": args.d_model, "threads": args.threads, "lengths": lengths, "mixers": table}
+    (RESULTS / "mixers.json").write_text(json.dumps(data, indent=1) + "\n")
+    plot(table, RESULTS / "mixers.png")
+
+
+def print_table(table: dict[str, dict[str, dict[str, float]]], lengths: list[int]) -> None:
+    """Milliseconds and, in brackets, attention's time over the mixer's; ~ marks what is extrapolated."""
+    print("\n| mixer | " + " | ".join(f"{n}" for n in lengths) + " |")
+    print("|---" * (len(lengths) + 1) + "|")
+    for name, rows in table.items():
+        cells = []
+        for n in lengths:
+            row, base = rows.get(str(n)), table["attention"].get(str(n))
+            mark = "~" if row and row.get("extrapolated") else ""
+            cells.append(
+                f"{mark}{row['seconds'] * 1e3:.1f} ({base['seconds'] / row['seconds']:.1f}x)" if row and base else "-"
+            )
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -353,3 +353,29 @@ def test_each_parameter_is_in_one_group(variant: Variant) -> None:
     groups = split_param_groups(mixer)
     listed = [id(p) for group in groups for p in group["params"]]
     assert sorted(listed) == sorted(id(p) for p in mixer.parameters())
+
+
+@every
+def test_the_dense_path_compiles_without_graph_breaks(variant: Variant) -> None:
+    mixer = variant.build()
+    layout = layout_of(sorted(mixer.info.layouts)[0])
+    x = variant.x()
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: mixer(x, layout)[0], fullgraph=True, backend="eager")  # traces, needs no compiler
+    with torch.no_grad():
+        close(compiled(x), mixer(x, layout)[0], 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_bfloat16_stays_finite_at_sixteen_thousand_tokens(name: str) -> None:
+    length = 1 << 14
+    options = {**TINY[name][0]}
+    if "max_len" in options:
+        options["max_len"] = length
+    variant = Variant(name, 0, options)
+    mixer = variant.build(torch.bfloat16)
+    with torch.no_grad():
+        y, _ = mixer(variant.x(length, 1, torch.bfloat16), layout_of(sorted(mixer.info.layouts)[0], length))
+    assert y.dtype == torch.bfloat16
+    assert torch.isfinite(y).all()

@@ -235,3 +235,28 @@ def test_conversion_is_a_bijection(config: S4Config | S4DConfig) -> None:
     assert all(torch.equal(back[key], state[key]) for key in state)
     with pytest.raises(ZooError, match="missing"):
         to_zoo({key: value for key, value in official.items() if "A_imag" not in key}, config)
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_dplr_step_is_the_bilinear_rule(rank: int) -> None:
+    system = DPLRSSM(3, 4, rank=rank).double()
+    with torch.no_grad():
+        system.p.add_(0.3 * torch.randn_like(system.p))
+    step, taken, out = system.matrices()
+    dt = system.log_dt.exp()[:, None, None]
+    a = torch.complex(-system.a_real.exp(), system.a_imag)
+    full = lambda v: torch.cat([v, v.conj()], -1)
+    b, c = (torch.view_as_complex(v.contiguous()) for v in (system.b, system.c[0]))
+    low = full(torch.view_as_complex(system.p.contiguous()))
+    generator = torch.diag_embed(full(a)) - torch.einsum("rhm,rhn->hmn", low, low.conj())
+    eye = torch.eye(8, dtype=generator.dtype)
+    inverse = torch.linalg.inv(eye - dt / 2 * generator)
+    state = torch.randn(3, 8, dtype=torch.float64)
+    h = full(torch.complex(state[:, :4], state[:, 4:]))
+    expected = (inverse @ (eye + dt / 2 * generator) @ h[..., None])[..., 0]
+    moved = torch.einsum("hmn,hn->hm", step, state)
+    torch.testing.assert_close(torch.complex(moved[:, :4], moved[:, 4:]), expected[:, :4], rtol=1e-9, atol=1e-10)
+    entered = (dt * inverse @ full(b)[..., None])[:, :4, 0]
+    torch.testing.assert_close(torch.complex(taken[:, :4], taken[:, 4:]), entered, rtol=1e-9, atol=1e-10)
+    read = torch.einsum("hn,hn->h", out[0], state)
+    torch.testing.assert_close(read, (full(c) * h).sum(-1).real, rtol=1e-9, atol=1e-10)

@@ -108,18 +108,22 @@ class DPLRSSM(DenseSSM):
         a = torch.complex(-self.a_real.to(exact).exp(), self.a_imag.to(exact))
         b, p, c = (torch.view_as_complex(v.to(exact).contiguous()) for v in (self.b, self.p, self.c))
         modes = a.shape[1]
-        diagonal = torch.cat([a, a.conj()], dim=-1)  # [H, 2N]
-        low = torch.cat([p, p.conj()], dim=-1)  # [R, H, 2N]
-        generator = torch.diag_embed(diagonal) - torch.einsum("rhm,rhn->hmn", low, low.conj())
-        half = generator * (dt / 2)[..., None]
-        unit = torch.eye(2 * modes, dtype=half.dtype, device=half.device)
-        right = torch.cat([unit + half, (dt * torch.cat([b, b.conj()], dim=-1))[..., None]], dim=-1)
-        solved = torch.linalg.solve(unit - half, right)
+        # (I - dt/2 A)^-1 = G - G P (2/dt + P* G P)^-1 P* G with G = (I - dt/2 Λ)^-1 (Woodbury); the step is twice
+        # this less the identity, and only the upper half of each conjugate pair is needed
+        half = 1 / (1 - a * dt / 2)  # [H, N]
+        low = torch.cat([p, p.conj()], dim=-1) * torch.cat([half, half.conj()], dim=-1)  # G P: [R, H, 2N]
+        inner = 2 * torch.einsum("rhn,shn->hrs", p.conj() * half, p).real
+        inner = torch.linalg.inv(inner + torch.eye(len(p), dtype=exact, device=dt.device) * (2 / dt)[..., None])
+        right = torch.einsum("hrs,shn->rhn", inner.to(low.dtype), torch.cat([p.conj() * half, p * half.conj()], dim=-1))
+        inverse = -torch.einsum("rhm,rhn->hmn", low[..., :modes], right)  # [H, N, 2N]
+        inverse[:, :, :modes] += torch.diag_embed(half)
+        solved = 2 * inverse
+        solved[:, :, :modes] -= torch.eye(modes, dtype=solved.dtype, device=solved.device)
         # conjugate pairs make the step a real map of (Re h, Im h)
-        same, other = solved[:, :modes, :modes], solved[:, :modes, modes : 2 * modes]
+        same, other = solved[:, :, :modes], solved[:, :, modes:]
         plus, minus = same + other, same - other
         step = torch.cat([torch.cat([plus.real, -minus.imag], -1), torch.cat([plus.imag, minus.real], -1)], 1)
-        taken = solved[:, :modes, -1]
+        taken = dt * torch.einsum("hmn,hn->hm", inverse, torch.cat([b, b.conj()], dim=-1))
         out = torch.cat([2 * c.real, -2 * c.imag], dim=-1)
         if self.kernel_len:
             out = self._untwist(step, out)

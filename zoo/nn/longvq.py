@@ -24,7 +24,7 @@ from zoo.nn.rows import RowMixer
 from zoo.nn.ssm import DiagonalSSM, SSMState, work_dtype
 from zoo.nn.state import State
 
-_FEW = 32  # blocks whose attention weights may be kept for the backward pass
+_SPAN = 16  # blocks mixed at once; of longer sequences the attention weights are recomputed in the backward pass
 
 
 @config
@@ -147,63 +147,79 @@ class LongVQ(RowMixer):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         size, length = self.config.block, rows.shape[1]
         blocks = -(-length // size)
-        q, rows = (F.pad(t, (0, 0, 0, blocks * size - length)) for t in (q, rows))
+        q, rows = (F.pad(t, (0, 0, 0, blocks * size - length)).unflatten(1, (-1, size)) for t in (q, rows))
         sums, last, before = old.sums, old.last, old.seen // size
         parts, loss = [], q.new_zeros(())
-        for i in range(blocks):
-            here = slice(i * size, (i + 1) * size)
-            inputs = (q[:, here], rows[:, here], last, sums, (before + i) > 0)
-            if blocks > _FEW and torch.is_grad_enabled():
-                y, added, miss = checkpoint(self._block, *inputs, use_reentrant=False)
+        for start in range(0, blocks, _SPAN):
+            here = slice(start, min(start + _SPAN, blocks))
+            left = total - start * size  # tokens of each row from here on
+            inputs = (q[:, here], rows[:, here], last, sums, left, before + start)
+            if blocks > _SPAN and torch.is_grad_enabled():
+                y, last, sums, miss = checkpoint(self._span, *inputs, use_reentrant=False)
             else:
-                y, added, miss = self._block(*inputs)
-            whole = (i + 1) * size <= total
-            sums = torch.where(whole[:, None, None, None], sums + added, sums)
-            last = torch.where(whole[:, None, None], rows[:, here], last)
-            real = torch.arange(i * size, (i + 1) * size, device=q.device) < total[:, None]
-            loss = loss + (miss * real[:, None]).sum()
+                y, last, sums, miss = self._span(*inputs)
+            loss = loss + miss
             parts.append(y)
         loss = loss / (total.sum().clamp_min(1) * self.keys)
         return torch.cat(parts, 1), sums, last, loss
 
-    def _block(
-        self, q: Tensor, rows: Tensor, last: Tensor, sums: Tensor, follows: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One block of queries on its own and the last block's keys and, by code, on all before.
+    def _span(
+        self, q: Tensor, rows: Tensor, last: Tensor, sums: Tensor, left: Tensor, before: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Blocks of queries, each on its own and the block before's keys and, by code, on all earlier ones.
+
+        Args:
+            q, rows: [B, n, T, .] queries; keys and values.
+            last, sums: of the blocks before the first of these.
+            left: [B] how many of these tokens are real.
+            before: [B] complete blocks before these.
 
         Returns:
-            [B, T, D]; what the last block adds to the sums; squared distance of each key to its code [B, H, T].
+            y [B, n·T, D], last, sums, and the summed squared distance of real keys to their codes.
         """
         cfg, size = self.config, self.config.block
-        split = lambda t: t.unflatten(-1, (cfg.num_heads, -1)).transpose(1, 2)
-        both = torch.cat([last, rows], dim=1)
-        q, k, v = split(q), split(both[..., : self.keys]), split(both[..., self.keys :])  # [B, H, ., d]
+        n, device = q.shape[1], q.device
+        split = lambda t: t.unflatten(-1, (cfg.num_heads, -1)).permute(0, 3, 1, 2, 4)  # [B, H, n, T, d]
+        both = torch.cat([torch.cat([last[:, None], rows[:, :-1]], 1), rows], dim=2)
+        q, k, v = split(q), split(both[..., : self.keys]), split(both[..., self.keys :])
         book = self.codebook.to(q.dtype)
         code = self.nearest(k)
-        chosen = torch.stack([book[h][code[:, h]] for h in range(cfg.num_heads)], dim=1)
+        head = torch.arange(cfg.num_heads, device=device)[:, None, None]
+        chosen = book[head, code]
         straight = chosen + (k - k.detach())  # the code's value, and k's gradient
-        near = q @ straight.transpose(-1, -2) * cfg.key_dim**-0.5  # [B, H, T, 2T]
-        i, j = torch.arange(size, device=q.device)[:, None], torch.arange(2 * size, device=q.device)
+        near = q @ straight.transpose(-1, -2) * cfg.key_dim**-0.5  # [B, H, n, T, 2T]
+        i, j = torch.arange(size, device=device)[:, None], torch.arange(2 * size, device=device)
         behind = i + size - j
-        near = near + self.distance.to(q.dtype)[:, behind.clamp(0, 2 * size - 1)]
-        seen = (behind >= 0) & ((j >= size) | follows[:, None, None])  # [B, T, 2T]
+        near = near + self.distance.to(q.dtype)[:, behind.clamp(0, 2 * size - 1)][:, None]
+        block = torch.arange(n, device=device)
+        follows = before[:, None] + block > 0  # [B, n]: there is a block before
+        seen = (behind >= 0) & ((j >= size) | follows[:, :, None, None])
         near = near.masked_fill(~seen[:, None], -torch.inf)
-        amount = sums[..., -1]  # [B, H, S]
-        far = torch.einsum("bhtd,hsd->bhts", q, book) * cfg.key_dim**-0.5
+        # the block before becomes part of the sums when this one is complete
+        hot = F.one_hot(code[..., :size], cfg.codes).to(q.dtype) * follows[:, None, :, None, None]
+        added = hot.transpose(-1, -2) @ F.pad(v[..., :size, :], (0, 1), value=1.0)  # [B, H, n, S, dv + 1]
+        whole = (block + 1) * size <= left[:, None]
+        added = added * whole[:, None, :, None, None]
+        past = sums[:, :, None] + added.cumsum(2) - added
+        amount = past[..., -1]
+        far = torch.einsum("bhntd,hsd->bhnts", q, book) * cfg.key_dim**-0.5
         counted = amount.clamp_min(1).log().masked_fill(amount == 0, -torch.inf)
-        weights = torch.cat([near, far + counted[:, :, None]], dim=-1).softmax(-1)
-        mean = sums[..., :-1] / amount.clamp_min(1)[..., None]
-        y = weights @ torch.cat([v, mean], dim=2)
-        hot = F.one_hot(code[:, :, :size], cfg.codes).to(q.dtype) * follows[:, None, None, None]
-        added = hot.transpose(-1, -2) @ F.pad(v[:, :, :size], (0, 1), value=1.0)
-        miss = (k - chosen.detach())[:, :, size:].square().sum(-1)
-        return y.transpose(1, 2).flatten(2), added, miss
+        weights = torch.cat([near, far + counted[..., None, :]], dim=-1).softmax(-1)
+        mean = past[..., :-1] / amount.clamp_min(1)[..., None]
+        y = weights @ torch.cat([v, mean], dim=3)
+        done = whole.sum(1)
+        ended = rows.gather(1, (done - 1).clamp_min(0)[:, None, None, None].expand(-1, 1, *rows.shape[2:]))[:, 0]
+        last = torch.where((done > 0)[:, None, None], ended, last)
+        real = torch.arange(n * size, device=device).view(n, size) < left[:, None, None]
+        miss = ((k - chosen.detach())[..., size:, :].square().sum(-1) * real[:, None]).sum()
+        return y.permute(0, 2, 3, 1, 4).flatten(3).flatten(1, 2), last, sums + added.sum(2), miss
 
     def nearest(self, k: Tensor) -> Tensor:
-        """Index of the nearest code of keys [B, H, T, dk] -> [B, H, T]."""
+        """Index of the nearest code of keys [B, H, ..., dk] -> [B, H, ...]."""
         with torch.no_grad():
             book = self.codebook.to(k.dtype)
-            return (book.square().sum(-1)[:, None] - 2 * torch.einsum("bhtd,hsd->bhts", k, book)).argmin(-1)
+            size = book.square().sum(-1).view(1, len(book), *[1] * (k.ndim - 3), -1)
+            return (size - 2 * torch.einsum("bh...d,hsd->bh...s", k, book)).argmin(-1)
 
     def _begin(self, batch: int, device: torch.device | str, dtype: torch.dtype) -> LongVQState:
         cfg = self.config

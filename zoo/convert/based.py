@@ -99,7 +99,8 @@ def _replay_taylor(case: Case) -> dict[str, Tensor]:
         q = layer._heads(layer.q_proj(x))
         out = {"y": y, "loss": loss, "grad_x": x.grad, "phi_q": _full(taylor_features(q, layer.scale), d)}
         prefill = given_prefill(case, 20)
-        part, state = layer(x[:, :prefill], CAUSAL, layer.init_state(batch, length))
+        state: Any = layer.init_state(batch, length)
+        part, state = layer(x[:, :prefill], CAUSAL, state)
         out |= _states(state.sums, d, "prefill")
         parts = [part]
         for t in range(prefill, length):
@@ -113,7 +114,8 @@ def _replay_baseconv(case: Case) -> dict[str, Tensor]:
     config = baseconv_config(case.config, case.state)
     layer = load(BaseConv(int(case.config["d_model"]), config), baseconv_rows("", "", config), case.state, WHAT)
     x = case.inputs["x"]
-    state, steps = layer.init_state(*x.shape[:2]), []
+    state: Any = layer.init_state(x.shape[0], x.shape[1])
+    steps = []
     for t in range(x.shape[1]):
         y, state = layer.step(x[:, t], state)
         steps.append(y)
@@ -130,7 +132,8 @@ def replay_jrt(case: Case) -> dict[str, Tensor]:
     loss = y.square().mean()
     loss.backward()
     with torch.no_grad():
-        part, state = layer(x, layout, layer.init_state(len(x), x.shape[1] + more.shape[1]))
+        state: Any = layer.init_state(len(x), x.shape[1] + more.shape[1])
+        part, state = layer(x, layout, state)
         out = {"y": y, "loss": loss, "grad_x": x.grad, **_states(state.sums, d, "prefill")}
         parts = [part]
         for t in range(more.shape[1]):

@@ -15,6 +15,7 @@ from zoo.convert import Row, load_strict, rows_to_official, rows_to_ours
 from zoo.convert.parity import Case
 from zoo.errors import ZooError
 from zoo.models.lm import LM
+from zoo.nn.backbone import Block
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -79,12 +80,11 @@ def check_round_trip(back: Mapping[str, Tensor], state: Mapping[str, Tensor], wh
 
 def gradients(module: nn.Module, rows: Iterable[Row], what: str) -> dict[str, Tensor]:
     """Gradients of all parameters as `grad.<official name>`; the linear changes of the table apply to them too."""
-    grads = {
-        name: torch.zeros_like(value) if getattr(value, "grad", None) is None else value.grad
-        for name, value in [*module.named_parameters(), *module.named_buffers()]
-    }
-    wanted = module.state_dict()
-    grads = {name: grads[name] for name in wanted}
+    found = {name: value.grad for name, value in module.named_parameters()}
+    grads: dict[str, Tensor] = {}
+    for name, value in module.state_dict().items():
+        grad = found.get(name)
+        grads[name] = torch.zeros_like(value) if grad is None else grad
     return {f"grad.{name}": value for name, value in rows_to_official(rows, grads, what).items()}
 
 
@@ -116,6 +116,9 @@ def block_streams(model: LM) -> Iterator[dict[str, Tensor]]:
 
     handles = []
     for i, layer in enumerate(model.backbone.layers):
+        assert isinstance(layer, Block)
+        assert layer.norm2 is not None
+        assert layer.mlp is not None
         if i == 0:
             handles.append(layer.register_forward_pre_hook(keep("embeddings")))
         handles.append(layer.norm2.register_forward_pre_hook(keep(f"residual{i}")))

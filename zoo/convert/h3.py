@@ -171,7 +171,7 @@ def _replay_layer(case: Case) -> dict[str, Tensor]:
         out["shift_kernel"] = torch.nn.functional.pad(taps, (0, max(0, length - taps.shape[1])))[None, :, :length]
         out["diag_kernel"] = layer.system.kernel(length)
         prefill = given_prefill(case, 24)
-        state = layer.init_state(batch, length)
+        state: Any = layer.init_state(batch, length)
         part, state = layer(x[:, :prefill], CAUSAL, state)
         out |= _official_state(layer, state.h, x[:, :prefill], "prefill")
         parts = [part]

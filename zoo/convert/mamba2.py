@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.config import from_dict
 from zoo.convert import Row, rows_to_official, rows_to_ours
@@ -14,6 +14,7 @@ from zoo.convert.common import linear, load, next_token_loss
 from zoo.convert.parity import Capture, Case
 from zoo.errors import ConfigError
 from zoo.models.lm import LM, LMConfig
+from zoo.nn.backbone import Block
 from zoo.nn.heads import HeadConfig
 from zoo.nn.layout import CAUSAL
 from zoo.nn.mamba2 import Mamba2Config, ssd
@@ -104,10 +105,12 @@ def replay(case: Case) -> dict[str, Tensor]:
     config = config_from_official(case.config)
     model = load(LM(config), table(config), case.state, WHAT)
     ids = case.inputs["input_ids"]
-    layers = {f"hidden{i}": layer for i, layer in enumerate(model.backbone.layers)}
-    mixers = {f"mixer{i}_out": layer.mixer for i, layer in enumerate(model.backbone.layers)}
-    norms = {f"mixer{i}_in": layer.norm1 for i, layer in enumerate(model.backbone.layers)}
-    with Capture({**layers, **mixers, **norms, f"hidden{config.n_layer}": model.backbone.norm}) as seen:
+    stages: dict[str, nn.Module] = {}
+    for i, layer in enumerate(model.backbone.layers):
+        assert isinstance(layer, Block)
+        stages |= {f"hidden{i}": layer, f"mixer{i}_out": layer.mixer, f"mixer{i}_in": layer.norm1}
+    stages[f"hidden{config.n_layer}"] = model.backbone.norm
+    with Capture(stages) as seen:
         logits = model(ids)
     out = seen.all()
     prefill = min(17, ids.shape[1])  # any split must give the same numbers
@@ -127,4 +130,5 @@ def replay_ssd(case: Case) -> dict[str, Tensor]:
     y, state = ssd(x, dt, a, b, c, case.inputs.get("initial_states"), int(case.config.get("block_len", 64)))
     loss = y.square().mean()
     loss.backward()
+    assert x.grad is not None
     return {"y": y, "final_state": state, "loss": loss, "grad_x": x.grad}

@@ -32,7 +32,8 @@ def _filter_rows(official: str, ours: str, d_model: int, config: OrchidConfig) -
     for j in range(config.num_inner_mlps + 1):
         rows += linear(f"{network}{2 * j}", f"{ours}layers.{j}")
         # one sine module stands at several places: one frequency under several names
-        rows.append(Row(f"{network}{2 * j + 1}.freq", ours + "freq", *squeeze(0), first=j == 0))
+        there, back = squeeze(0)
+        rows.append(Row(f"{network}{2 * j + 1}.freq", ours + "freq", there, back, first=j == 0))
     rows.append(Row(f"{network}{2 * config.num_inner_mlps + 2}.weight", ours + "out.weight"))
     return [*rows, Row(official + "modulation.deltas", None, value=rates)]
 
@@ -96,7 +97,7 @@ def config_from_official(official: Mapping[str, Any]) -> OrchidConfig:
         transform = "dct"  # `dct2`, and the dense and reduced forms `dctx*`, are one transform
     return OrchidConfig(
         max_len=int(get("l_max", 128)), transform=transform,  # type: ignore[arg-type]
-        kernel={"corrTime": "corr"}.get(kernel.get("type", "absfreq"), kernel.get("type", "absfreq")),
+        kernel=str(kernel.get("type", "absfreq")).replace("corrTime", "corr"),  # type: ignore[arg-type]
         network=str(kernel.get("nn", "convtf")).replace("conv2", "conv"),  # type: ignore[arg-type]
         conv_size=int(kernel.get("conv_filter_size", 3)), conv_layers=int(kernel.get("n_layer", 1)),
         conv_norm=kernel.get("norm", "layernorm"), conv_bias=bool(kernel.get("bias", True)),

@@ -13,10 +13,11 @@ from zoo.convert.common import linear, load
 from zoo.convert.parity import Capture, Case
 from zoo.errors import ConfigError
 from zoo.models.lm import LM, LMConfig
+from zoo.nn.backbone import Block
 from zoo.nn.heads import HeadConfig
 from zoo.nn.layout import Layout
 from zoo.nn.mlp import MLPConfig
-from zoo.nn.ponet import separator_blocks
+from zoo.nn.ponet import PoNet, separator_blocks
 
 WHAT = "PoNet weights"
 MODEL = "lm"  # the family of zoo.models these weights become
@@ -123,12 +124,12 @@ def config_from_official(official: Mapping[str, Any], heads: bool | None = None)
     get = official.get
     common: dict[str, Any] = {"norm": "layernorm", "layout": "full", "mixer": "ponet", "positions": "learned"}
     if "transformer_dim" in official:
-        width, heads = int(official["transformer_dim"]), int(official["num_head"])
-        if get("tied_weights") or get("attn_type", "ponet") != "ponet" or heads * int(official["head_dim"]) != width:
+        width, number = int(official["transformer_dim"]), int(official["num_head"])
+        if get("tied_weights") or get("attn_type", "ponet") != "ponet" or number * int(official["head_dim"]) != width:
             raise ConfigError("this LRA model is no PoNet with untied layers and num_head x head_dim = transformer_dim")
         return LMConfig(
             d_model=width, vocab_size=int(official["vocab_size"]), n_layer=int(official["num_layers"]),
-            options={"num_heads": heads, "segments": int(official["segment_num"])}, eps=1e-5,
+            options={"num_heads": number, "segments": int(official["segment_num"])}, eps=1e-5,
             mlp=MLPConfig(kind="gelu", width=int(official["transformer_hidden_dim"])),
             max_len=int(official["max_seq_len"]), embed_dropout=float(get("dropout_prob", 0.0)),
             resid_dropout=float(get("dropout_prob", 0.0)), head=HeadConfig(tied=True), **common,
@@ -167,6 +168,8 @@ def replay(case: Case) -> dict[str, Tensor]:
         return record
 
     for i, layer in enumerate(model.backbone.layers):
+        assert isinstance(layer, Block)
+        assert isinstance(layer.mixer, PoNet)
         layer.mixer.out_proj.register_forward_pre_hook(before_projection(i))
     with Capture({**layers, "embeddings": start}) as seen:
         hidden, _ = model.forward_features(ids, Layout("full", valid=valid))

@@ -97,7 +97,8 @@ def config_from_official(official: Mapping[str, Any], standalone: bool | None = 
     if final not in ("glu", "id"):
         raise ConfigError(f"S4Block with final_act={final!r} is not offered here (glu or id)")
     return S4Config(
-        mode=mode, rank=int(official.get("rank", 1)), max_kernel=official.get("l_max"), gated=final == "glu",
+        mode=mode,  # type: ignore[arg-type]
+        rank=int(official.get("rank", 1)), max_kernel=official.get("l_max"), gated=final == "glu",
         bidirectional=bool(official.get("bidirectional", False)), **fields,
     )  # fmt: skip
 
@@ -110,7 +111,7 @@ def replay(case: Case) -> dict[str, Tensor]:
     if isinstance(config, S4Config) and "layer.kernel.l_kernel" in case.state:
         config = dataclasses.replace(config, kernel_len=int(case.state["layer.kernel.l_kernel"]))
     rows = table(config)
-    layer = load((S4D if standalone else S4)(width, config), rows, case.state, WHAT)
+    layer = load(S4D(width, config) if isinstance(config, S4DConfig) else S4(width, config), rows, case.state, WHAT)
     transposed = bool(case.config.get("transposed", True))
 
     def flip(t: Tensor) -> Tensor:
@@ -136,7 +137,7 @@ def replay(case: Case) -> dict[str, Tensor]:
 
 def _stepwise(layer: S4 | S4D, x: Tensor, case: Case, flip: Any) -> dict[str, Tensor]:
     layer.decodes = True  # the recurrence of a cut kernel is asked for only within its taps
-    state = layer.init_state(x.shape[0], x.shape[1])
+    state: Any = layer.init_state(x.shape[0], x.shape[1])
     steps = []
     for t in range(x.shape[1]):
         y, state = layer.step(x[:, t], state)

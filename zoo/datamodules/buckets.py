@@ -105,7 +105,7 @@ class BucketBatchSampler:
         elif curriculum == "pow2":
             odds = [2.0 ** (max_log2 - k) for k in buckets]
         else:
-            odds = [float(value) for value in curriculum]  # type: ignore[arg-type]
+            odds = [float(value) for value in curriculum]
         if len(odds) != len(buckets) or min(odds) < 0 or max(odds) <= 0:
             raise ZooError(f"the curriculum needs {len(buckets)} odds, one for each bucket, got {odds}")
         self.odds = np.array(odds)

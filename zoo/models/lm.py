@@ -19,6 +19,7 @@ from zoo.models.encoder import MLMTransform
 from zoo.nn.backbone import Backbone, BackboneConfig, LayerSpec
 from zoo.nn.heads import Head, HeadConfig, pool
 from zoo.nn.layout import Layout
+from zoo.nn.mixer import Mixer
 from zoo.nn.mlp import MLPConfig
 from zoo.nn.norm import make_norm
 from zoo.nn.ponet import separator_blocks
@@ -125,7 +126,8 @@ class LM(SequenceModel):
         self.transform = MLMTransform(width, rows, config.eps) if config.transform else None
         self.head = Head(config.head, width, rows)
         self.max_len = config.max_len
-        bounded = [layer.mixer for layer in self.backbone.layers if layer.mixer.info.needs_max_len]
+        mixers = [part for part in self.backbone.modules() if isinstance(part, Mixer)]
+        bounded = [mixer for mixer in mixers if mixer.info.needs_max_len]
         if bounded and config.max_len is None:
             raise ConfigError(
                 f"mixer {type(bounded[0]).__name__} has filters of a fixed length: set the model's max_len"
@@ -147,7 +149,7 @@ class LM(SequenceModel):
         if self.token_types is not None:
             x = x + self.token_types.weight[0]
         if self.positions is not None:
-            x = x + self.positions(layout.positions(*ids.shape, ids.device))
+            x = x + self.positions(layout.positions(ids.shape[0], ids.shape[1], ids.device))
         if self.embed_norm is not None:
             x = self.embed_norm(x)
         return self.embed_dropout(x)
@@ -171,8 +173,9 @@ class LM(SequenceModel):
         if not isinstance(state, CountedState):
             return super().forward_features(ids, layout, state)
         if layout.position is None:
-            layout = layout.with_(position=layout.positions(*ids.shape, ids.device, state.consumed))
+            layout = layout.with_(position=layout.positions(ids.shape[0], ids.shape[1], ids.device, state.consumed))
         hidden, stack = super().forward_features(ids, layout, state.stack)
+        assert stack is not None
         new = ids.shape[1] if layout.valid is None else layout.valid.sum(1)
         return hidden, CountedState(stack, state.consumed + new)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +42,7 @@ class ConvState(State):
 class BaseConv(RowMixer):
     """Gated short convolution of BASED: W_out(SiLU(conv(u1)) · u2) with [u1, u2] = W_in x. x [B, L, D] -> [B, L, D]."""
 
-    Config: ClassVar[type] = BaseConvConfig
+    Config = BaseConvConfig
 
     def __init__(self, d_model: int, config: BaseConvConfig, layer_index: int = 0) -> None:
         super().__init__()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -125,7 +125,7 @@ class Based(RowMixer):
         ConfigError: d_model is not a multiple of num_heads and head_dim is not given.
     """
 
-    Config: ClassVar[type] = BasedConfig
+    Config = BasedConfig
 
     def __init__(self, d_model: int, config: BasedConfig, layer_index: int = 0) -> None:
         super().__init__()
@@ -200,7 +200,7 @@ class JRT(Based):
     the first call; later calls are causal.
     """
 
-    Config: ClassVar[type] = JRTConfig
+    Config = JRTConfig
 
     def __init__(self, d_model: int, config: JRTConfig, layer_index: int = 0) -> None:
         super().__init__(d_model, config, layer_index)
@@ -214,6 +214,7 @@ class JRT(Based):
         if layout.segment is not None:
             raise ZooError("JRT cannot part packed documents that have a prefix; give each its own row of the batch")
         batch, length, _ = x.shape
+        assert isinstance(self.config, JRTConfig)
         edge = self.config.enc_length if layout.prefix is None else layout.prefix
         inside = torch.arange(length, device=x.device) < torch.as_tensor(edge, device=x.device).reshape(-1, 1)
         inside = inside.expand(batch, length)

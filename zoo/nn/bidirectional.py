@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ class Bidirectional(RowMixer):
         ConfigError: the mixer is unknown or cannot be causal.
     """
 
-    Config: ClassVar[type] = BidirectionalConfig
+    Config = BidirectionalConfig
 
     def __init__(self, d_model: int, config: BidirectionalConfig, layer_index: int = 0) -> None:
         super().__init__()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +55,7 @@ class H3(RowMixer):
         ConfigError: head_dim does not divide d_model.
     """
 
-    Config: ClassVar[type] = H3Config
+    Config = H3Config
 
     def __init__(self, d_model: int, config: H3Config, layer_index: int = 0) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class H3(RowMixer):
             k = self._shift(past.transpose(1, 2), length)
             y, h = self._mix_heads(q, k, v, count, state)
             y = y.transpose(1, 2).to(x.dtype)
-        return self.out_proj(y), (None if after is None else H3State(after, h))
+        return self.out_proj(y), (None if after is None or h is None else H3State(after, h))
 
     def _shift(self, k: Tensor, length: int) -> Tensor:
         """Keys [B, D, past + L] -> shifted keys [B, D, L]."""

@@ -8,7 +8,7 @@ mean value and one count for each code, while near tokens are seen one by one wi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -91,7 +91,7 @@ class LongVQ(RowMixer):
         ConfigError: num_heads does not divide d_model.
     """
 
-    Config: ClassVar[type] = LongVQConfig
+    Config = LongVQConfig
 
     def __init__(self, d_model: int, config: LongVQConfig, layer_index: int = 0) -> None:
         super().__init__()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -124,7 +123,7 @@ class Mamba2(RowMixer):
         ConfigError: the inner width is not a multiple of head_dim, or the heads not of n_groups.
     """
 
-    Config: ClassVar[type] = Mamba2Config
+    Config = Mamba2Config
 
     def __init__(self, d_model: int, config: Mamba2Config, layer_index: int = 0) -> None:
         super().__init__()

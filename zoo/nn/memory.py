@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -115,7 +114,7 @@ class NeuralMemory(RowMixer):
         ConfigError: one head whose width is not d_model, or heads that do not divide d_model.
     """
 
-    Config: ClassVar[type] = NeuralMemoryConfig
+    Config = NeuralMemoryConfig
 
     def __init__(self, d_model: int, config: NeuralMemoryConfig, layer_index: int = 0) -> None:
         super().__init__()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -120,6 +120,7 @@ class ConvNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         length, half = x.shape[1], (self.size - 1) // 2
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            assert isinstance(conv, nn.Conv1d)
             x = F.pad(x.transpose(1, 2), (half, half), mode=self.mode)
             bias = None if conv.bias is None else conv.bias.to(x.dtype)
             x = F.conv1d(x, conv.weight.to(x.dtype), bias, groups=conv.groups)[..., :length].transpose(1, 2)
@@ -140,7 +141,7 @@ class Orchid(RowMixer):
         ConfigError: the cosine transforms have no power spectrum of two parts to be cut (`cut` with `dct`).
     """
 
-    Config: ClassVar[type] = OrchidConfig
+    Config = OrchidConfig
 
     def __init__(self, d_model: int, config: OrchidConfig, layer_index: int = 0) -> None:
         super().__init__()

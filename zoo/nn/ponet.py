@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +53,7 @@ class PoNet(RowMixer):
         ConfigError: num_heads does not divide d_model, or the window is even.
     """
 
-    Config: ClassVar[type] = PoNetConfig
+    Config = PoNetConfig
 
     def __init__(self, d_model: int, config: PoNetConfig, layer_index: int = 0) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class PoNet(RowMixer):
         block = block - block.min(1, keepdim=True).values.clamp_max(0) // 2 * 2  # not below 0; odd stays odd
         if layout.valid is None and layout.segment is None:
             return self.out_proj(self.pool(x, None, block)), None
-        rows = Rows.of(layout, *x.shape[:2], x.device)
+        rows = Rows.of(layout, x.shape[0], x.shape[1], x.device)
         return rows.scatter(self.out_proj(self.pool(rows.gather(x), rows.count, rows.gather(block)))), None
 
     def mix(self, x: Tensor, count: Tensor | None, state: Any) -> tuple[Tensor, None]:
@@ -132,8 +132,8 @@ class PoNet(RowMixer):
             return top.expand(-1, -1, size, -1).reshape(batch, -1, width)[:, :length]
         if block is None:
             assert count is not None
-            size = count // self.config.segments + 1
-            block = torch.arange(length, device=v.device) // size[:, None]
+            sizes = count // self.config.segments + 1
+            block = torch.arange(length, device=v.device) // sizes[:, None]
         index = block[..., None].expand_as(v)
         many = int(block.max()) + 1
         least = v.new_full((batch, many, width), torch.finfo(v.dtype).min)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -198,7 +198,7 @@ class StateSpaceLayer(RowMixer):
 class S4D(StateSpaceLayer):
     """Diagonal state space layer (Gu et al. 2022). x [B, L, D] -> [B, L, D]; state [B, D, N/2] complex."""
 
-    Config: ClassVar[type] = S4DConfig
+    Config = S4DConfig
 
     def __init__(self, d_model: int, config: S4DConfig, layer_index: int = 0) -> None:
         system = DiagonalSSM(
@@ -214,7 +214,7 @@ class S4D(StateSpaceLayer):
 class S4(StateSpaceLayer):
     """Structured state space layer (Gu et al. 2021). x [B, L, D] -> [B, L, D]; state [B, D, N] real."""
 
-    Config: ClassVar[type] = S4Config
+    Config = S4Config
 
     def __init__(self, d_model: int, config: S4Config, layer_index: int = 0) -> None:
         common: dict[str, Any] = {
@@ -237,7 +237,7 @@ class S4(StateSpaceLayer):
 class LSSL(StateSpaceLayer):
     """Linear State-Space Layer (Gu et al. 2021). x [B, L, D] -> [B, L, D]; state [B, D, N] real."""
 
-    Config: ClassVar[type] = LSSLConfig
+    Config = LSSLConfig
 
     def __init__(self, d_model: int, config: LSSLConfig, layer_index: int = 0) -> None:
         system = HippoSSM(

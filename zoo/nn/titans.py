@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -122,7 +122,7 @@ class Titans(RowMixer):
         ConfigError: heads or memory sizes that do not fit, or a `mac` whose memory chunk is not the window.
     """
 
-    Config: ClassVar[type] = TitansConfig
+    Config = TitansConfig
 
     def __init__(self, d_model: int, config: TitansConfig, layer_index: int = 0) -> None:
         super().__init__()

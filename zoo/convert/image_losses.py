@@ -33,7 +33,10 @@ LPIPS_KEYS = Renames(
 def config_from_official(official: dict[str, Any]) -> PatchDiscriminatorConfig:
     """From the arguments of NLayerDiscriminator."""
     return PatchDiscriminatorConfig(
-        channels=official.get("num_channels", 3), hidden=official["hidden_channels"], stages=official["num_stages"]
+        channels=official.get("num_channels", 3),
+        hidden=official["hidden_channels"],
+        stages=official["num_stages"],
+        blur=official.get("blur_kernel_size", 4),
     )
 
 

@@ -22,12 +22,14 @@ class PatchDiscriminatorConfig:
         channels: of the picture.
         hidden: channels of the first stage; each later one has twice as many.
         stages: number of halvings.
+        blur: side of the binomial kernel before each halving.
         patches: side of the grid of logits, by adaptive max pooling.
     """
 
     channels: int = 3
     hidden: int = 128
     stages: int = 3
+    blur: int = 4
     patches: int = 16
 
 
@@ -43,7 +45,7 @@ class PatchDiscriminator(nn.Module):
         for i in range(config.stages):
             outer = config.hidden * 2**i
             conv = nn.Conv2d(width, outer, 3, padding=1)
-            stages.append(nn.Sequential(conv, BlurPool(), nn.GroupNorm(32, outer), nn.LeakyReLU(0.1)))
+            stages.append(nn.Sequential(conv, BlurPool(config.blur), nn.GroupNorm(32, outer), nn.LeakyReLU(0.1)))
             width = outer
         self.stages = nn.ModuleList(stages)
         self.pool = nn.AdaptiveMaxPool2d(config.patches)

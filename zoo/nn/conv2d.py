@@ -6,6 +6,7 @@ the picture between levels on the way in and doubling it on the way out.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -58,13 +59,13 @@ def pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
 
 
 class BlurPool(nn.Module):
-    """Low-pass filter and halve: binomial 4x4 kernel, stride 2, "same" padding (Zhang 2019, arXiv 1904.11486)."""
+    """Low-pass filter and halve: binomial kernel, stride 2, "same" padding (Zhang 2019, arXiv 1904.11486)."""
 
     kernel: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = 4) -> None:
         super().__init__()
-        line = torch.tensor([1.0, 3.0, 3.0, 1.0])
+        line = torch.tensor([float(math.comb(size - 1, i)) for i in range(size)])
         self.register_buffer("kernel", (line[:, None] * line / line.sum() ** 2)[None, None])
 
     def forward(self, x: Tensor) -> Tensor:

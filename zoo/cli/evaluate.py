@@ -87,77 +87,8 @@ def data_section(name: str, overrides: list[str]) -> dict[str, Any]:
     return check_section("data", section, catalogue.DATAMODULES)
 
 
-def evaluate(found: Artifact, section: dict[str, Any], split: Any) -> dict[str, float]:
-    """Metrics of an artifact on one split, named `split/metric`.
+def evaluate(found: Artifact, section: dict[str, Any], split: str) -> dict[str, float]:
+    """Metrics of an artifact on one split, named `split/metric`; raises what `zoo.train.evaluate` raises."""
+    from zoo.train import evaluate as measure
 
-    Raises:
-        ZooError: the data and the model do not go together, or the data has no such split.
-    """
-    import pytorch_lightning as pl
-
-    from zoo import datamodules, tasks
-    from zoo.config import to_dict
-    from zoo.train.assemble import bases_of, check_fit, check_lengths
-    from zoo.train.progress import quiet
-    from zoo.train.recipe import RecipeConfig, TrainerConfig
-
-    quiet()
-    if found.tokenizer is None:
-        raise ZooError("this artifact has no tokenizer, so it cannot read a data set of sequences")
-    section = with_classes(section, found.classes)
-    data = datamodules.build(section, found.tokenizer)
-    data.setup("test")
-    loader = data.loader(split, train=False)
-    task_section = task_of(found, data.task_kind)
-    recipe = RecipeConfig(
-        name="eval",
-        model={"name": found.info["model"], **to_dict(found.config)},
-        tokenizer=found.tokenizer.section(),
-        data=section,
-        task=task_section,
-        trainer=TrainerConfig(max_steps=1),
-    )
-    check_fit(recipe, found.config, found.tokenizer, data)
-    check_lengths(found.model, found.tokenizer, data)
-    task = tasks.build(task_section, found.model)
-    if hasattr(task, "set_bases"):
-        task.set_bases(bases_of(found.tokenizer))
-    trainer = pl.Trainer(
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=_terminal(),
-        inference_mode=True,
-    )
-    trainer.test(task, dataloaders=loader, verbose=False)
-    return {name.replace("test/", f"{split}/", 1): float(value) for name, value in trainer.callback_metrics.items()}
-
-
-def with_classes(section: dict[str, Any], classes: list[str]) -> dict[str, Any]:
-    """The data section with the artifact's order of classes.
-
-    Raises:
-        ZooError: the data names other classes.
-    """
-    own = section.get("classes")
-    if not classes or own is None:
-        return section
-    if own and set(own) != set(classes):
-        raise ZooError(
-            f"the artifact tells {', '.join(classes)} apart, but the classes of the data are {', '.join(own)}"
-        )
-    return {**section, "classes": classes}
-
-
-def task_of(found: Artifact, kind: str) -> dict[str, Any]:
-    """The task that measures: the one it was trained with, else the plain one of the data's labels."""
-    trained = dict(found.recipe.get("task", {}))
-    if kind == "lm":
-        return trained if trained.get("name") in ("causal_lm", "masked_lm") else {"name": "causal_lm"}
-    return trained if trained.get("name") == "classify" else {"name": "classify", "kind": kind}
-
-
-def _terminal() -> bool:
-    import sys
-
-    return sys.stderr.isatty()
+    return {f"{split}/{name}": value for name, value in measure.evaluate(found, section, split).items()}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +10,6 @@ from zoo.cli.common import Parser, existing_file, write_rows
 from zoo.errors import ZooError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zoo.hub.artifact import Artifact
 
 Rows = list[list[str]]
@@ -89,78 +85,14 @@ def predict(found: Artifact, names: list[str], sequences: list[bytes], batch_siz
     Raises:
         ZooError: no tokenizer, or a sequence longer than the model takes; names both numbers.
     """
-    tokenizer, model = found.tokenizer, found.model
-    if tokenizer is None:
-        raise ZooError("this artifact has no tokenizer, so it cannot read sequences")
-    settings = found.recipe.get("data", {})
-    special = bool(settings.get("add_special", settings.get("add_eos", True)))
-    if settings.get("upper"):
-        sequences = [sequence.upper() for sequence in sequences]
-    counts = tokenizer.counts(sequences, special)
-    limit = getattr(model, "max_len", None)
-    if limit is not None:
-        for name, count in zip(names, counts, strict=True):
-            if count > limit:
-                raise ZooError(f"sequence '{name}' has {count} tokens but the model takes at most {limit} (max_len)")
-    order = sorted(range(len(sequences)), key=lambda i: int(counts[i]))
-    side = settings.get("pad_side")
-    rows: dict[int, Rows] = {}
-    header: list[str] = []
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        ids, valid = tokenizer.encode_batch([sequences[i] for i in chosen], None, side, special)
-        header, made = _batch(found, ids, valid, special)
-        for i, lines in zip(chosen, made, strict=True):
-            rows[i] = [[names[i], *line] for line in lines]
-    return ["name", *header], [line for i in sorted(rows) for line in rows[i]]
+    from zoo.train.predict import predict as rows_of
+
+    rows = list(rows_of(found, zip(names, sequences, strict=True), batch_size=batch_size))
+    header = list(rows[0]) if rows else ["name"]
+    return header, [[_shown(key, value) for key, value in row.items()] for row in rows]
 
 
-def _batch(found: Artifact, ids: Any, valid: Any, special: bool) -> tuple[list[str], list[Rows]]:
-    """Header and lines of one batch, without the names."""
-    import torch
-
-    tokens, mask = torch.from_numpy(ids), torch.from_numpy(valid)
-    with torch.inference_mode():
-        logits = found.model(tokens, mask).float()
-    if found.model.head_kind == "lm":
-        return ["tokens", "bases", "bits_per_base"], list(_language(found, logits, tokens, mask))
-    header, lines = _labels(found, logits)
-    if found.model.head_kind == "sequence":
-        return header, [[line] for line in lines]
-    length = tokens.shape[1]
-    kept = [[[str(p), *lines[b * length + p]] for p in range(length) if mask[b, p]] for b in range(len(tokens))]
-    return ["token", *header], kept
-
-
-def _language(found: Artifact, logits: Tensor, ids: Tensor, valid: Tensor) -> Iterator[Rows]:
-    import torch
-    import torch.nn.functional as F
-
-    from zoo.train.assemble import bases_of
-
-    weight = torch.tensor(bases_of(found.tokenizer))
-    nats = F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")  # [B, L-1]
-    bases = weight[ids[:, 1:]] * (valid[:, 1:] & valid[:, :-1])
-    for row in range(len(ids)):
-        total = int(bases[row].sum())
-        bits = float((nats[row] * (bases[row] > 0)).sum()) / math.log(2) / total if total else math.nan
-        yield [[str(int(valid[row].sum())), str(total), f"{bits:.4f}"]]
-
-
-def _labels(found: Artifact, logits: Tensor) -> tuple[list[str], Rows]:
-    """Header and one line for each row of logits [N, K] (or [B, L, K], flattened)."""
-    flat = logits.reshape(-1, logits.shape[-1])
-    kind = found.info.get("outputs", {}).get("task_kind") or "multiclass"
-    classes = found.classes or [f"output_{i}" for i in range(flat.shape[1])]
-    if kind == "regression":
-        return classes, [[f"{value:.6g}" for value in row] for row in flat.tolist()]
-    scores = flat.sigmoid() if kind == "multilabel" else flat.softmax(-1)
-    header = ["prediction", *(f"p_{name}" for name in classes)]
-    lines = []
-    for row in scores.tolist():
-        if kind == "multilabel":
-            chosen = [name for name, score in zip(classes, row, strict=True) if score >= 0.5]
-        else:
-            chosen = [classes[row.index(max(row))]]
-        lines.append([";".join(chosen), *(f"{value:.4f}" for value in row)])
-    return header, lines
+def _shown(key: str, value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.4f}" if key.startswith("p_") or key in ("bits_per_base", "log_likelihood") else f"{value:.6g}"

@@ -12,8 +12,18 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
+from zoo import tasks
 from zoo.config import to_dict
-from zoo.train.assemble import build_data, build_model, check_fit, check_lengths, load_start, model_config
+from zoo.train.assemble import (
+    build_data,
+    build_model,
+    check_fit,
+    check_lengths,
+    check_monitor,
+    equip,
+    load_start,
+    model_config,
+)
 from zoo.train.recipe import RecipeConfig
 from zoo.train.stream import total_steps
 
@@ -23,39 +33,27 @@ class DryRun:
     """What `zoo train --dry-run` prints.
 
     Attributes:
-        recipe: the resolved recipe as YAML.
+        recipe: the resolved recipe, every default filled in.
         parameters: trainable ones.
-        tokens_per_step: tokens of one optimiser step on all devices, padding included, at the data's longest row.
+        batch, length: samples a batch, and tokens of the data's longest row.
+        tokens_per_step: tokens of one optimiser step on all devices, at most.
         steps: optimiser steps of the run.
         epochs: passes over the training data.
         memory: bytes by what needs them: weights, gradients, optimiser, activations.
+        classes: names of the outputs.
         files: `path`, `bytes` and `sha256` of each data file.
     """
 
-    recipe: str
+    recipe: dict[str, Any]
     parameters: int
+    batch: int
+    length: int
     tokens_per_step: int
     steps: int
     epochs: float
     memory: dict[str, int]
+    classes: tuple[str, ...]
     files: list[dict[str, Any]]
-
-    def text(self) -> str:
-        """The report for a terminal."""
-        total = sum(self.memory.values())
-        parts = ", ".join(f"{name} {_size(value)}" for name, value in self.memory.items())
-        lines = [
-            self.recipe.rstrip(),
-            "",
-            f"parameters       {self.parameters:,}",
-            f"tokens a step    {self.tokens_per_step:,}",
-            f"steps            {self.steps:,} ({self.epochs:.2f} epochs)",
-            f"memory           about {_size(total)} ({parts})",
-            "files",
-            *(f"  {item['path']}  {_size(item['bytes'])}  sha256 {item['sha256'][:16]}" for item in self.files),
-            "nothing was trained",
-        ]
-        return "\n".join(lines)
 
 
 def dry_run(recipe: RecipeConfig) -> DryRun:
@@ -64,8 +62,6 @@ def dry_run(recipe: RecipeConfig) -> DryRun:
     Raises:
         ZooError: what `train` would raise before its first step.
     """
-    import yaml
-
     start = load_start(recipe.init) if recipe.init else None
     tokenizer, data = build_data(recipe, start)
     data.setup("fit")
@@ -74,6 +70,9 @@ def dry_run(recipe: RecipeConfig) -> DryRun:
     with torch.device("meta"):  # shapes only: neither memory nor arithmetic
         model = build_model(recipe.model["name"], config)
     check_lengths(model, tokenizer, data)
+    task = tasks.build(recipe.task, model)
+    equip(task, tokenizer)
+    check_monitor(recipe, task.metric_names())
     options = recipe.trainer
     batches = len(data.train_dataloader())
     steps = total_steps(batches, options.max_steps, options.max_epochs, options.accumulate)
@@ -81,12 +80,15 @@ def dry_run(recipe: RecipeConfig) -> DryRun:
     devices = options.devices if isinstance(options.devices, int) and options.devices > 0 else 1
     full = dataclasses.replace(recipe, model={"name": recipe.model["name"], **to_dict(config)})
     return DryRun(
-        recipe=yaml.safe_dump(to_dict(full), sort_keys=False),
+        recipe=to_dict(full),
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        batch=size,
+        length=data.max_tokens,
         tokens_per_step=size * data.max_tokens * options.accumulate * devices * options.num_nodes,
         steps=steps,
         epochs=steps * options.accumulate / batches,
         memory=memory(model, size, data.max_tokens, options.precision),
+        classes=tuple(data.classes),
         files=[{**item, "bytes": Path(item["path"]).stat().st_size} for item in data.files()],
     )
 
@@ -117,11 +119,3 @@ def memory(model: nn.Module, batch: int, length: int, precision: str) -> dict[st
     if precision in ("bf16-mixed", "16-mixed"):
         activations //= 2
     return {"weights": weights, "gradients": weights, "optimiser": 2 * weights, "activations": activations}
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

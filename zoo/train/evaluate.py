@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 
@@ -26,7 +26,7 @@ def opened(ref: Any) -> Any:
 def evaluate(
     ref: Any,
     section: dict[str, Any],
-    split: Literal["train", "val", "test"] = "test",
+    split: Any = "test",
     *,
     accelerator: str = "auto",
     precision: str = "32-true",
@@ -36,7 +36,7 @@ def evaluate(
     Args:
         ref: folder, catalogue name, Hub id, or a loaded artifact.
         section: `{"name": ..., **fields}`, as in a recipe.
-        split: which part of the data.
+        split: which part of the data: train, val or test.
         accelerator, precision: as in Lightning's Trainer.
 
     Raises:
@@ -44,20 +44,16 @@ def evaluate(
     """
     quiet()
     artifact = opened(ref)
+    if artifact.tokenizer is None:
+        raise ZooError("this artifact has no tokenizer, so it cannot read a data set of sequences")
+    section = _with_classes(section, artifact.classes)
     data = datamodules.build(section, artifact.tokenizer, 0)
     data.setup("test")
     task_section = _task(artifact.recipe.get("task", {}), data.task_kind)
-    head = artifact.model.config.head
     trainer = TrainerConfig(max_steps=1)
     recipe = RecipeConfig(name="evaluate", model={}, data=section, task=task_section, trainer=trainer)
     check_fit(recipe, artifact.model.config, artifact.tokenizer, data)
     check_lengths(artifact.model, artifact.tokenizer, data)
-    trained = artifact.classes
-    if head.kind != "lm" and trained and list(data.classes) != trained:
-        raise ZooError(
-            f"the model was trained on the classes {', '.join(trained)} but the data has {', '.join(data.classes)}: "
-            "name them in the same order with data.classes"
-        )
     task = tasks.build(task_section, artifact.model)
     equip(task, artifact.tokenizer)
     runner = pl.Trainer(
@@ -71,6 +67,22 @@ def evaluate(
     )
     runner.test(task, dataloaders=data.loader(split, train=False), verbose=False)
     return {name.removeprefix("test/"): float(value) for name, value in runner.callback_metrics.items()}
+
+
+def _with_classes(section: dict[str, Any], classes: list[str]) -> dict[str, Any]:
+    """The data section with the artifact's order of classes.
+
+    Raises:
+        ZooError: the data names other classes.
+    """
+    own = section.get("classes")
+    if not classes or own is None:
+        return section
+    if own and set(own) != set(classes):
+        raise ZooError(
+            f"the artifact tells {', '.join(classes)} apart, but the classes of the data are {', '.join(own)}"
+        )
+    return {**section, "classes": classes}
 
 
 def _task(trained: dict[str, Any], kind: str) -> dict[str, Any]:

@@ -38,11 +38,13 @@ def test_entries_say_the_truth(name: str) -> None:
     assert re.fullmatch(r"[\w.-]+/[\w.-]+", entry.hub)
 
 
-@pytest.mark.parametrize("target", [*catalogue.CONVERTERS.values()])
-def test_converters_have_both_directions(target: str) -> None:
+@pytest.mark.parametrize("family", sorted(set(catalogue.CONVERTERS) & set(catalogue.MODELS)))
+def test_converters_of_models_go_both_ways(family: str) -> None:
+    target = catalogue.CONVERTERS[family]
     module = __import__(target, fromlist=["to_zoo"])
     assert callable(module.to_zoo)
     assert callable(module.to_official)
+    assert callable(module.config_from_official)
 
 
 @pytest.mark.parametrize("target", [*catalogue.REPLAYS.values()])

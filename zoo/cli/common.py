@@ -44,7 +44,9 @@ class Parser(argparse.ArgumentParser):
 
     def add_overrides(self) -> None:
         """`key=value ...` after the recipe."""
-        self.add_argument("overrides", nargs="*", metavar="key=value", help="changes, as in trainer.max_steps=100")
+        self.add_argument(
+            "overrides", nargs="*", default=[], metavar="key=value", help="changes, as in trainer.max_steps=100"
+        )
 
 
 def _shield(arguments: list[str], parser: argparse.ArgumentParser) -> list[str]:

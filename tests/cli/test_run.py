@@ -201,3 +201,46 @@ def test_quickstart(zoo: Zoo, tmp_path: Path) -> None:
         assert Path(path).exists()
     status, _, err = zoo("quickstart", "--out", out)
     assert (status, "is not empty" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.head.num_outputs=4", "model.head.num_outputs is 4 but the data has 3 classes"),
+        ("data.label=lable", "has no column 'lable'"),
+        ("data.train.path=nothing.csv", "data file 'nothing.csv' does not exist"),
+        ("data.train.sha256=00", "is not the one the data set was published with"),
+        ("model.max_len=32", "sequences of 61 tokens but the model takes at most 32"),
+        ("trainer.monitor=val/mc", "did you mean 'val/mcc'?"),
+        ("task=classify", "task"),
+        ("data=ecoli", "which has no labels"),
+    ],
+)
+def test_what_a_run_refuses(zoo: Zoo, tiny: Path, tmp_path: Path, override: str, message: str) -> None:
+    out = tmp_path / "run"
+    overrides = [override, *(["~data.limit"] if override.startswith("data=") else [])]
+    for extra in (["--out", out], ["--dry-run"]):
+        status, text, err = zoo("train", tiny, *overrides, *extra)
+        assert (status, text) == (2, "")
+        assert err.startswith("error: ")
+        assert message in err
+        assert err.count("\n") == 1
+    assert not out.exists(), "nothing half-written"
+
+
+def test_resuming_a_finished_run_gives_the_same(zoo: Zoo, tiny: Path, trained: Path, tmp_path: Path) -> None:
+    import shutil
+
+    out = tmp_path / "again"
+    shutil.copytree(trained, out)
+    status, text, err = zoo("train", tiny, "--out", out, "--resume")
+    assert status == 0, err
+    weights = "artifact/model.safetensors"
+    assert (out / weights).read_bytes() == (trained / weights).read_bytes()
+    assert "test/mcc" in text
+
+
+def test_resuming_with_another_recipe_is_refused(zoo: Zoo, tiny: Path, trained: Path) -> None:
+    status, _, err = zoo("train", tiny, "seed=5", "--out", trained, "--resume")
+    assert status == 2
+    assert "seed was 0 and is 5" in err

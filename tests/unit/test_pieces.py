@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,9 +16,14 @@ from zoo.nn.layout import CAUSAL, Layout
 from zoo.nn.pieces import in_pieces, last_linear
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=[1, 2])
+def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Pieces always, on one thread and on two."""
     monkeypatch.setattr(pieces, "WHOLE", 0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("piece", [1, 8 * 5, 8 * 30, 8 * 1000])
@@ -121,3 +128,13 @@ def test_pieces_inside_a_recomputed_block(monkeypatch: pytest.MonkeyPatch) -> No
     for other in grads[1:]:
         for a, b in zip(other, grads[0], strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_two_threads_give_the_same_bits_every_time(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "PIECE", 16 * 50)
+    layer, x = nn.Linear(16, 16), torch.randn(1, 3000, 16)
+    seen = []
+    for _ in range(5):
+        (y,) = in_pieces(lambda _c, h: (torch.tanh(layer(h)),), [x], [*layer.parameters()], 16)
+        seen.append(torch.autograd.grad(y.square().sum(), layer.weight)[0])
+    assert all(torch.equal(seen[0], other) for other in seen[1:])

@@ -10,10 +10,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from zoo.nn.spectra import run_tasks
 
 PIECE = 1 << 21  # elements of the widest tensor of a piece: 8 MB in float32 stay in the last cache of a CPU
 WHOLE = 1 << 24  # up to so many elements the widest tensor is made and kept as a whole
@@ -61,31 +64,48 @@ def last_linear(layer: nn.Linear, x: Tensor) -> Tensor:
     return _Unread.apply(x, layer.weight, layer.bias) if getattr(_local, "recomputing", False) else layer(x)
 
 
-def _evaluate(
-    fn: PieceFn, spans: list[tuple[int, int, int, int]], halo: int, inputs: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
+Span = tuple[int, int, int, int]
+
+
+def _evaluate(fn: PieceFn, spans: list[Span], halo: int, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     joined: list[Tensor] = []
-    for b0, b1, start, stop in spans:
-        context = min(halo, start)
-        outputs = fn(context, *(x[b0:b1, start - context : stop] for x in inputs))
-        if not joined:
-            joined = [y.new_empty(*inputs[0].shape[:2], *y.shape[2:]) for y in outputs]
-        for whole, piece in zip(joined, outputs, strict=True):
-            whole[b0:b1, start:stop] = piece
+    autocast = _autocast(inputs[0].device.type)
+
+    def task(part: slice) -> None:
+        for b0, b1, start, stop in spans[part]:
+            context = min(halo, start)
+            with torch.autocast(**autocast):
+                outputs = fn(context, *(x[b0:b1, start - context : stop] for x in inputs))
+            if not joined:
+                joined.extend(y.new_empty(*inputs[0].shape[:2], *y.shape[2:]) for y in outputs)
+            for whole, piece in zip(joined, outputs, strict=True):
+                whole[b0:b1, start:stop] = piece
+
+    task(slice(0, 1))  # tells the shapes
+    _side_by_side(task, 1, len(spans), inputs[0].device.type)
     return tuple(joined)
+
+
+def _side_by_side(task: Callable[[slice], None], first: int, last: int, device: str) -> None:
+    """Run *task* on equal shares of first .. last - 1, one for each thread: no operation waits for another thread."""
+    shares = torch.get_num_threads() if device == "cpu" else 1
+    edges = [first + (last - first) * i // shares for i in range(shares + 1)]
+    run_tasks(task, [slice(a, b) for a, b in pairwise(edges) if b > a])
+
+
+def _autocast(device: str) -> dict[str, Any]:
+    enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    return {"device_type": device, "enabled": enabled, "dtype": dtype}
 
 
 class _InPieces(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, fn: PieceFn, spans: list[tuple[int, int, int, int]], halo: int, count: int, *tensors: Tensor
+        ctx: Any, fn: PieceFn, spans: list[Span], halo: int, count: int, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         inputs, params = tensors[:count], tensors[count:]
-        kind = inputs[0].device.type
         ctx.fn, ctx.spans, ctx.halo, ctx.params = fn, spans, halo, params
-        ctx.autocast = {
-            "device_type": kind, "enabled": torch.is_autocast_enabled(kind), "dtype": torch.get_autocast_dtype(kind)
-        }  # fmt: skip
+        ctx.autocast = _autocast(inputs[0].device.type)
         ctx.save_for_backward(*inputs)
         return _evaluate(fn, spans, halo, inputs)
 
@@ -94,24 +114,36 @@ class _InPieces(torch.autograd.Function):
         inputs, needs = ctx.saved_tensors, ctx.needs_input_grad[4:]
         wanted = [p for p, need in zip(ctx.params, needs[len(inputs) :], strict=True) if need]
         dinputs = [torch.empty_like(x) if need else None for x, need in zip(inputs, needs, strict=False)]
-        dparams: list[Tensor] = []
-        for b0, b1, start, stop in ctx.spans:
-            context = min(ctx.halo, start)
-            rows = (slice(b0, b1), slice(start - context, stop))
-            with torch.enable_grad(), torch.autocast(**ctx.autocast), _recompute():
-                pieces = [x[rows].detach().requires_grad_(d is not None) for x, d in zip(inputs, dinputs, strict=True)]
-                outputs = ctx.fn(context, *pieces)
-            leaves = [p for p in pieces if p.requires_grad]
-            found = torch.autograd.grad(outputs, [*leaves, *wanted], [g[b0:b1, start:stop] for g in grads])
-            for whole, piece in zip((d for d in dinputs if d is not None), found, strict=False):
-                whole[b0:b1, start:stop] = piece[:, context:]
-                if context:
-                    whole[b0:b1, start - context : start] += piece[:, :context]
-            if dparams:
-                torch._foreach_add_(dparams, list(found[len(leaves) :]))
-            else:
-                dparams = [g.clone() for g in found[len(leaves) :]]
-        filled = iter(dparams)
+        sums: dict[int, list[Tensor]] = {}  # of each share, so that the order of adding is always the same
+        late: list[tuple[Tensor, Tensor]] = []  # what pieces give to the rows of the piece before them
+
+        def task(part: slice) -> None:
+            for b0, b1, start, stop in ctx.spans[part]:
+                context = min(ctx.halo, start)
+                rows = (slice(b0, b1), slice(start - context, stop))
+                with torch.enable_grad(), torch.autocast(**ctx.autocast), _recompute():
+                    pieces = [
+                        x[rows].detach().requires_grad_(d is not None) for x, d in zip(inputs, dinputs, strict=True)
+                    ]
+                    outputs = ctx.fn(context, *pieces)
+                leaves = [p for p in pieces if p.requires_grad]
+                found = torch.autograd.grad(outputs, [*leaves, *wanted], [g[b0:b1, start:stop] for g in grads])
+                for whole, piece in zip((d for d in dinputs if d is not None), found, strict=False):
+                    whole[b0:b1, start:stop] = piece[:, context:]
+                    if context:
+                        late.append((whole[b0:b1, start - context : start], piece[:, :context]))
+                if part.start in sums:
+                    torch._foreach_add_(sums[part.start], list(found[len(leaves) :]))
+                else:
+                    sums[part.start] = [g.clone() for g in found[len(leaves) :]]
+
+        _side_by_side(task, 0, len(ctx.spans), inputs[0].device.type)
+        for rows, piece in late:
+            rows += piece
+        first, *others = (sums[start] for start in sorted(sums))
+        for other in others:
+            torch._foreach_add_(first, other)
+        filled = iter(first)
         return None, None, None, None, *dinputs, *(next(filled) if need else None for need in needs[len(inputs) :])
 
 

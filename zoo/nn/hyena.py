@@ -8,6 +8,7 @@ where h^i is the output of a small network of the position, times an exponential
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,14 +23,16 @@ from zoo.nn.implicit_filter import HyenaFilter, decay_rates, position_grid
 from zoo.nn.layout import Layout
 from zoo.nn.longconv import long_conv
 from zoo.nn.mixer import Cost, Mixer, MixerInfo, ParamGroup
+from zoo.nn.online_conv import OnlineConv, OnlineConvState
 from zoo.nn.pieces import in_pieces, last_linear
 from zoo.nn.rows import Rows
 from zoo.nn.shortconv import causal_short_conv, short_conv_history
 from zoo.nn.state import State
 
 __all__ = ["Hyena", "HyenaConfig", "HyenaFilter", "HyenaState", "decay_rates", "position_grid"]
+Resumed = tuple[Tensor, OnlineConvState]
 _GROUP = 64  # channels mixed at once in long inference
-_DOT = 1 << 20  # products of a decoding step summed at once
+_PUSH = 16  # tokens up to which single steps are cheaper than a transform of the history
 
 
 @config
@@ -103,17 +106,19 @@ class HyenaState(State):
 
     Attributes:
         tail: [B, short_filter - 1, (order + 1) D] last inputs of the short convolution.
-        past: [B, D, capacity] inputs of each long convolution so far, in the order they are applied, then zeros.
+        past: of each long convolution, in the order they are applied: its inputs and what they add to later outputs.
         length: tokens consumed.
+        settled: the sums for later outputs are up to date; steps that autograd follows leave them out.
     """
 
     tail: Tensor
-    past: list[Tensor]
-    length: int
+    past: list[OnlineConvState]
+    length: int = 0
+    settled: bool = True
 
     @property
     def capacity(self) -> int:
-        return self.past[0].shape[2]
+        return self.past[0].history.shape[2]
 
 
 class Hyena(Mixer):
@@ -133,7 +138,7 @@ class Hyena(Mixer):
         self.filter = HyenaFilter(sides * (config.order - 1) * d_model, config)
         self.out_proj = nn.Linear(d_model, d_model)
         self.dropout = nn.Dropout(config.dropout)
-        self._kept: tuple[tuple, list[tuple[Tensor, Tensor]]] | None = None
+        self._kept: tuple[tuple, list[OnlineConv]] | None = None
         causal = config.bidirectional == "no"
         self.info = MixerInfo(
             layouts=frozenset({"causal"} if causal else {"full"}),
@@ -191,25 +196,56 @@ class Hyena(Mixer):
         tail = short_conv_history(u, taps, state.tail)
         u = causal_short_conv(u, self.short_filter.weight, self.short_filter.bias, state.tail.to(u.dtype))
         *gates, v = u.split(self.d_model, dim=-1)
-        reverse = self._reversed_kernels(state.capacity)
-        past: list[Tensor] = []
-        for i, (gate, (kernel, skip)) in enumerate(zip(reversed(gates[1:]), reverse, strict=True)):
-            v = _mask(v * gate, valid).transpose(1, 2)  # [B, D, n]
-            past.append(_stored(state.past[i], v, state.length))
-            v = _resumed(past[i], kernel, skip, state.length, v).transpose(1, 2)
+        follow = torch.is_grad_enabled()
+        steps = self._differentiable(state) if follow else self._online(state)
+        past: list[OnlineConvState] = []
+        for gate, step in zip(reversed(gates[1:]), steps, strict=True):
+            v, after = step(_mask(v * gate, valid).transpose(1, 2))
+            past.append(after)
+            v = v.transpose(1, 2)
         y = _mask(self.out_proj(v * gates[0]), valid)
-        return y, HyenaState(tail, past, state.length + x.shape[1])
+        return y, HyenaState(tail, past, state.length + x.shape[1], settled=not follow)
 
-    def _reversed_kernels(self, length: int) -> list[tuple[Tensor, Tensor]]:
-        """The kernels with their taps from last to first, kept between calls while no weight changes."""
-        if torch.is_grad_enabled():
-            return [(kernel.flip(-1), skip) for kernel, skip in self.kernels(length)]
+    def _online(self, state: HyenaState) -> Iterator[Callable[[Tensor], Resumed]]:
+        """One function a convolution: its next inputs [B, D, n] -> outputs and state, O(log^2 L) a token."""
+        for conv, past in zip(self._convolutions(state.capacity), state.past, strict=True):
+            if not state.settled:
+                past = conv.extend(past.history[:, :, :0], past)[1]
+
+            def step(
+                v: Tensor, conv: OnlineConv = conv, past: OnlineConvState = past
+            ) -> tuple[Tensor, OnlineConvState]:
+                if v.shape[2] > _PUSH:
+                    return conv.extend(v, past)
+                outputs = []
+                for t in range(v.shape[2]):
+                    y, past = conv.push(v[:, :, t], past)
+                    outputs.append(y)
+                return torch.stack(outputs, dim=2), past
+
+            yield step
+
+    def _convolutions(self, length: int) -> list[OnlineConv]:
+        """The filters of *length* taps with their transforms, kept between calls while no weight changes."""
         # inference tensors count no versions, but nobody trains them either
         versions = ((p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.filter.parameters())
         key = (length, *versions)
         if self._kept is None or self._kept[0] != key:
-            self._kept = key, [(kernel.flip(-1), skip) for kernel, skip in self.kernels(length)]
+            self._kept = key, [OnlineConv(kernel, skip) for kernel, skip in self.kernels(length)]
         return self._kept[1]
+
+    def _differentiable(self, state: HyenaState) -> Iterator[Callable[[Tensor], Resumed]]:
+        """The same by a transform of the whole history, which autograd can follow."""
+        for (kernel, skip), past in zip(self.kernels(state.capacity), state.past, strict=True):
+
+            def step(v: Tensor, kernel: Tensor = kernel, skip: Tensor = skip, past: OnlineConvState = past) -> Resumed:
+                stop = state.length + v.shape[2]
+                history = past.history.clone()  # autograd needs the old values
+                history[:, :, state.length : stop] = v
+                y = long_conv(history[:, :, :stop], kernel[:, :stop], skip)[..., state.length :]
+                return y.to(v.dtype), OnlineConvState(history, past.pending, stop, stop)
+
+            yield step
 
     def train(self, mode: bool = True) -> Hyena:
         """Switch modes; filters kept for decoding are dropped."""
@@ -263,21 +299,18 @@ class Hyena(Mixer):
         self._check(max_len)
         width = (self.config.order + 1) * self.d_model
         tail = torch.zeros(batch, self.config.short_filter - 1, width, device=device, dtype=dtype)
-        past = [
-            torch.zeros(batch, self.d_model, max_len, device=device, dtype=dtype) for _ in range(self.config.order - 1)
-        ]
-        return HyenaState(tail, past, 0)
+        work = torch.promote_types(dtype, torch.float32)  # transforms are no better in half precision
+        shape, count = (batch, self.d_model, max_len), self.config.order - 1
+        zeros = lambda: torch.zeros(shape, device=device, dtype=work)
+        return HyenaState(tail, [OnlineConvState(zeros(), zeros()) for _ in range(count)])
 
     def cost(self, length: int, batch: int = 1) -> Cost:
         order, d, width = self.config.order, self.d_model, self.config.filter_width
         projections = 2 * d * d * (order + 2) + 2 * self.config.short_filter * d * (order + 1)
         transforms = 3 * (order - 1) * d * 2 * 2.5 * math.log2(2 * max(length, 2))
         network = 2 * width * (self.config.emb_dim + self.config.num_inner_mlps * width + (order - 1) * d)
-        state = (
-            0
-            if self.info.step == "none"
-            else 4 * batch * d * ((order + 1) * (self.config.short_filter - 1) + (order - 1) * length)
-        )
+        history = (order + 1) * (self.config.short_filter - 1) + 2 * (order - 1) * length
+        state = 0 if self.info.step == "none" else 4 * batch * d * history
         return Cost(flops=length * (batch * (projections + transforms) + network), state_bytes=state)
 
     def param_groups(self) -> list[ParamGroup]:
@@ -301,32 +334,6 @@ class Hyena(Mixer):
             )
         if isinstance(state, HyenaState) and length > state.capacity:
             raise ZooError(f"the state was made for {state.capacity} tokens (max_len of init_state), not for {length}")
-
-
-def _stored(past: Tensor, new: Tensor, length: int) -> Tensor:
-    """past [B, D, capacity] with new [B, D, n] at *length*; a copy where autograd still needs the old values."""
-    if torch.is_grad_enabled():
-        past = past.clone()
-    past[:, :, length : length + new.shape[2]] = new
-    return past
-
-
-def _resumed(past: Tensor, reverse: Tensor, skip: Tensor, length: int, new: Tensor) -> Tensor:
-    """Outputs [B, D, n] of the convolution for the inputs *new*, which stand in *past* from *length* on.
-
-    One token is a dot product with the history; more are one transform of it.
-    """
-    total = length + new.shape[2]
-    if new.shape[2] > 1:
-        kernel = reverse[:, reverse.shape[1] - total :].flip(-1)
-        return long_conv(past[:, :, :total].to(new.dtype), kernel, skip)[..., length:]
-    taps = reverse[:, reverse.shape[1] - total :]  # [D, t]
-    y = skip[:, None] * new
-    step = max(256, _DOT // (past.shape[0] * past.shape[1]))
-    for start in range(0, total, step):  # products that stay in the cache: a batch of dot products takes twice as long
-        stop = min(start + step, total)
-        y = y + (past[:, :, start:stop] * taps[:, start:stop]).sum(-1, keepdim=True)
-    return y.to(new.dtype)
 
 
 def _mask(x: Tensor, valid: Tensor | None) -> Tensor:

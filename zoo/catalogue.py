@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from zoo.catalogue_images import IMAGE_ENTRIES
 from zoo.errors import ConfigError, nearest
 
 MODELS = {
@@ -28,6 +29,7 @@ MODELS = {
 
 MIXERS = {
     "attention": "zoo.nn.attention:Attention",
+    "softplus_attention": "zoo.nn.softplus_attention:SoftplusAttention",
     "hyena": "zoo.nn.hyena:Hyena",
     "lssl": "zoo.nn.s4:LSSL",
     "mamba2": "zoo.nn.mamba2:Mamba2",
@@ -131,6 +133,7 @@ class Entry:
         tokenizer: folder of tokenizers/ that goes with it.
         licence: of the weights, as their publisher states it.
         tasks: what it is used for.
+        file: the weights' file, where the repository holds several models.
     """
 
     model: str
@@ -142,6 +145,7 @@ class Entry:
     tokenizer: str
     licence: str
     tasks: tuple[str, ...] = ()
+    file: str = ""
 
 
 ENTRIES: dict[str, Entry] = {
@@ -311,6 +315,8 @@ ENTRIES: dict[str, Entry] = {
         tasks=("causal_lm", "classify"),
     ),
 }
+
+ENTRIES |= {name: Entry(**row) for name, row in IMAGE_ENTRIES.items()}
 
 
 def lookup(table: dict[str, Any], name: str, what: str) -> Any:

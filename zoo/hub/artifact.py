@@ -256,8 +256,8 @@ def _load_official(name: str) -> Artifact:
     from zoo.hub import client
 
     entry = catalogue.ENTRIES[name]
-    place = client.pull(entry.hub, what=f"the published weights of {name}")
-    family, config, weights = convert_file(place, family=entry.model)
+    place = client.pull(entry.hub, what=f"the published weights of {name}", file=entry.file)
+    family, config, weights = convert_file(place / entry.file, family=entry.model)
     with torch.random.fork_rng(devices=[]):
         model = resolve(catalogue.MODELS[family])(config)
     model.load_state_dict(weights)

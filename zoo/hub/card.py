@@ -47,8 +47,7 @@ def entry_card(name: str) -> str:
         ("family", entry.model),
         ("published as", f"[{entry.hub}](https://huggingface.co/{entry.hub})"),
         ("parameters", f"{entry.params:,}"),
-        ("longest input", f"{entry.context:,} tokens" if entry.context else "unbounded"),
-        ("vocabulary", f"{entry.vocab:,} tokens (`{entry.tokenizer}`)"),
+        *_sizes(entry),
         ("tasks", ", ".join(entry.tasks)),
         ("licence of the weights", entry.licence),
     ]
@@ -73,6 +72,14 @@ def entry_card(name: str) -> str:
         "## Source\n" + family.paper if family else "",
     ]
     return front_matter(header) + "\n\n".join(part for part in sections if part) + "\n"
+
+
+def _sizes(entry: catalogue.Entry) -> list[tuple[str, str]]:
+    if entry.tokenizer:
+        longest = f"{entry.context:,} tokens" if entry.context else "unbounded"
+        return [("longest input", longest), ("vocabulary", f"{entry.vocab:,} tokens (`{entry.tokenizer}`)")]
+    codes = f"{entry.vocab:,} codes" if entry.vocab else "continuous"
+    return [("tokens of a picture", f"{entry.context:,}"), ("codebook", codes)]
 
 
 def artifact_card(artifact: Artifact) -> str:

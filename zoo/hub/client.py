@@ -23,13 +23,14 @@ PATTERNS = [
 ]
 
 
-def pull(repo: str, revision: str = "main", *, what: str | None = None) -> Path:
+def pull(repo: str, revision: str = "main", *, what: str | None = None, file: str = "") -> Path:
     """The folder of *repo* at *revision*: from the cache when it is there, else downloaded into it.
 
     Args:
         repo: `user/name`.
         revision: branch, tag or commit.
         what: how error messages call it.
+        file: one more file that is wanted, of a repository that holds several models.
 
     Raises:
         ZooError: not in the cache and not to be had: offline, no such repository or revision, no access.
@@ -45,7 +46,7 @@ def pull(repo: str, revision: str = "main", *, what: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=PATTERNS))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=[*PATTERNS, *([file] if file else [])]))
     except Exception as error:
         raise ZooError(f"cannot get {named} from the Hub ({_reason(error)}): {advice}") from error
 

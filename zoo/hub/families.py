@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pprint import pformat
 from typing import Any
 
 
@@ -18,6 +19,7 @@ class Family:
         text: a short input for examples; empty where the model reads no text.
         tiny: config fields of a model that is built and run in a moment.
         ids: (lowest, highest) token id of the example's random input.
+        call: for models that do not read token ids: what the example does with `model`, one expression.
     """
 
     about: str
@@ -27,9 +29,12 @@ class Family:
     text: str = ""
     tiny: dict[str, Any] = field(default_factory=dict)
     ids: tuple[int, int] = (0, 0)
+    call: str = ""
 
 
 _TOKENS = "Its tokens hold several bases, so one changed base can change how the rest of the sequence is cut."
+_VIT = {"width": 32, "layers": 2, "heads": 4, "mlp": {"kind": "gelu", "width": 64}}
+_STACK = {"widths": [16, 32], "decoder_blocks": 3, "z_channels": 4, "groups": 8, "mid_attention": True}
 
 FAMILIES: dict[str, Family] = {
     "hyenadna": Family(
@@ -76,6 +81,100 @@ FAMILIES: dict[str, Family] = {
         tiny={"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64, "vocab_size": 64},
         ids=(5, 63),
     ),
+    "titok": Family(
+        about="TiTok turns a picture of 256 pixels into 32 to 256 one-dimensional tokens with a transformer that reads "
+        "the patches into latent tokens, and back; TA-TiTok also shows the caption to the decoder.",
+        paper="Yu et al. 2024, An Image is Worth 32 Tokens for Reconstruction and Generation, arXiv:2406.07550; Kim et "
+        "al. 2025, Democratizing Text-to-Image Masked Generative Models with Compact Text-Aware One-Dimensional "
+        "Tokens, arXiv:2501.07730",
+        limits="It takes pictures of one size only. TA-TiTok needs the caption's CLIP ViT-L/14-336 token states.",
+        tags=("image-tokenizer", "vector-quantization"),
+        tiny={
+            "encoder": _VIT,
+            "decoder": _VIT,
+            "encoder_patch": 8,
+            "decoder_patch": 8,
+            "latents": 4,
+            "quantizer": {"size": 16, "dim": 6},
+            "preprocess": {"size": 16},
+        },
+        call="model.encode(torch.rand(1, 3, 16, 16))",
+    ),
+    "maskgit_vqgan": Family(
+        about="MaskGIT-VQGAN is the convolutional tokenizer behind TiTok, MaskGIT and RAR: one of 1,024 codes for each "
+        "16 x 16 pixels.",
+        paper="Chang et al. 2022, MaskGIT: Masked Generative Image Transformer, arXiv:2202.04200",
+        limits="Sides must be multiples of 16; it was trained on ImageNet at 256 pixels.",
+        tags=("image-tokenizer", "vector-quantization"),
+        tiny={"stack": {"widths": [32, 64], "z_channels": 8}, "quantizer": {"size": 16, "dim": 8}},
+        call="model.encode(torch.rand(1, 3, 16, 16))",
+    ),
+    "flextok_vae": Family(
+        about="FlexTok's VAE maps a picture to continuous latents of an eighth of its size, and back.",
+        paper="Bachmann et al. 2025, FlexTok: Resampling Images into 1D Token Sequences of Flexible Length, "
+        "arXiv:2502.13967",
+        limits="Its latents are continuous; it has no ids. Weights for research only.",
+        tags=("image-autoencoder",),
+        tiny={"stack": _STACK},
+        call="model.encode_latents(torch.rand(1, 3, 16, 16))",
+    ),
+    "flextok": Family(
+        about="FlexTok turns a picture into up to 256 ordered tokens of which any prefix decodes to a picture, coarse "
+        "to fine, by a rectified-flow decoder.",
+        paper="Bachmann et al. 2025, FlexTok: Resampling Images into 1D Token Sequences of Flexible Length, "
+        "arXiv:2502.13967",
+        limits="Decoding draws a sample: the same tokens give different pictures with another seed. The released "
+        "config could not be read; its names and shapes were reconstructed. Weights for research only.",
+        tags=("image-tokenizer", "flow-matching"),
+        tiny={
+            "vae": {"stack": _STACK, "preprocess": {"size": 16}},
+            "channels": 4,
+            "latent_size": 8,
+            "registers": 4,
+            "encoder": _VIT,
+            "decoder": {**_VIT, "adaln": True, "adaln_groups": 2},
+            "preprocess": {"size": 16},
+        },
+        call="model.encode(torch.rand(1, 3, 16, 16))",
+    ),
+    "seed": Family(
+        about="SEED turns a picture into 32 causal tokens of its meaning, for language models that read and write "
+        "pictures; they decode to a CLIP image embedding.",
+        paper="Ge et al. 2023, Planting a SEED of Vision in Large Language Model, arXiv:2307.08041; Making LLaMA SEE "
+        "and Draw with SEED Tokenizer, arXiv:2310.01218",
+        limits="Pixels need an unCLIP diffusion model, which is not part of this package, and show the meaning of the "
+        "picture rather than the picture.",
+        tags=("image-tokenizer", "vector-quantization"),
+        tiny={
+            "vit": {**_VIT, "qkv_bias": "qv"},
+            "patch": 7,
+            "embed_width": 6,
+            "decoder": {**_VIT, "width": 24},
+            "qformer": {"width": 24, "encoder_width": 32, "layers": 2, "heads": 4, "inner": 32, "queries": 4},
+            "quantizer": {"size": 16, "dim": 6},
+            "preprocess": {"size": 14},
+        },
+        call="model.encode(torch.rand(1, 3, 14, 14))",
+    ),
+    "maskgit": Family(
+        about="MaskGIT generates the tokens of a picture of a given class in a few parallel steps, filling in the ones "
+        "it is surest of first.",
+        paper="Chang et al. 2022, MaskGIT: Masked Generative Image Transformer, arXiv:2202.04200; Yu et al. 2024, "
+        "arXiv:2406.07550",
+        limits="It makes tokens of one tokenizer, in the classes of ImageNet.",
+        tags=("image-generation",),
+        tiny={"codes": 12, "classes": 3, "length": 6, "vit": {**_VIT, "prenorm": False}},
+        call="model(torch.zeros(1, 6, dtype=torch.long), torch.tensor([2]))",
+    ),
+    "rar": Family(
+        about="RAR generates the tokens of a picture of a given class one after the other; it was trained on random "
+        "orders first, so that each token knows its whole surroundings.",
+        paper="Yu et al. 2024, Randomized Autoregressive Visual Generation, arXiv:2411.00776",
+        limits="It makes tokens of MaskGIT-VQGAN, in the classes of ImageNet.",
+        tags=("image-generation",),
+        tiny={"codes": 12, "classes": 3, "length": 6, "vit": {**_VIT, "qk_norm": "affine", "adaln": True}},
+        call="model(torch.zeros(1, 6, dtype=torch.long), torch.tensor([2]))",
+    ),
 }
 
 
@@ -86,6 +185,13 @@ def tiny_example(family: str, target: str) -> str:
     if known is None or not known.tiny:
         return f"from {module} import {name}Config\n\nprint({name}Config())"
     fields = ", ".join(f"{key}={value!r}" for key, value in known.tiny.items())
+    if known.call:
+        return (
+            f"import torch\nfrom {module} import {name}, {name}Config\nfrom zoo.config import from_dict\n\n"
+            f"config = {pformat(known.tiny, width=100, sort_dicts=False)}\n"
+            f"model = {name}(from_dict({name}Config, config)).eval()\n"
+            f"print({known.call}.shape)"
+        )
     low, high = known.ids
     return (
         f"import torch\nfrom {module} import {name}, {name}Config\n\n"

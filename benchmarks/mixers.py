@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--mixers", default=",".join([*OPTIONS, *PEERS]))
     parser.add_argument("--budget", type=float, default=1.0, help="seconds spent on repeats of one measurement")
-    parser.add_argument("--attention-limit", type=int, default=16384, help="longest attention that is really run")
+    parser.add_argument("--attention-limit", type=int, default=16384, help="longest run of attention and of the peers")
     args = parser.parse_args()
     lengths = [int(n) for n in args.lengths.split(",")]
     names = args.mixers.split(",")
@@ -167,9 +167,9 @@ def main() -> None:
     for name in ["attention", *(n for n in names if n != "attention")]:
         rows: dict[str, dict[str, float]] = {}
         for length in lengths:
-            if name in ("attention", PEERS[0]) and length > args.attention_limit:
+            if name in ("attention", *PEERS) and length > args.attention_limit:
                 last = rows.get(str(args.attention_limit))
-                if last:
+                if last and name != PEERS[1]:  # whose memory would not do
                     factor = (length / args.attention_limit) ** 2
                     rows[str(length)] = {"seconds": last["seconds"] * factor, "peak_mb": 0.0, "extrapolated": 1.0}
                 continue

@@ -118,3 +118,18 @@ def test_model_against_transformers() -> None:
     ids = torch.randint(0, 11, (2, 21))
     with torch.no_grad():
         torch.testing.assert_close(model(ids), peer(ids).logits, rtol=1e-3, atol=1e-4)
+
+
+def test_long_sequences_by_spans_give_the_same_numbers_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    mixer = make_mixer("mamba2", 8, {"d_state": 4, "head_dim": 4, "chunk": 4}).double()
+    x = torch.randn(2, 45, 8, dtype=torch.float64, requires_grad=True)
+    y, _ = mixer(x, CAUSAL)
+    (grad,) = torch.autograd.grad(y.square().sum(), x)
+    monkeypatch.setattr("zoo.nn.mamba2._LONG", 16)
+    monkeypatch.setattr("zoo.nn.mamba2._SPAN", 8)
+    again, _ = mixer(x, CAUSAL)
+    (other,) = torch.autograd.grad(again.square().sum(), x)
+    torch.testing.assert_close(again, y, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(other, grad, rtol=1e-9, atol=1e-11)
+    with torch.no_grad():
+        torch.testing.assert_close(mixer(x, CAUSAL)[0], y, rtol=1e-10, atol=1e-12)

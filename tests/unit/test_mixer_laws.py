@@ -27,6 +27,11 @@ TINY: dict[str, list[dict[str, Any]]] = {
         {"heads": 4, "kv_heads": 2, "rope": {"dim": 2}, "window": 4, "sinks": 2, "qk_norm": True},
         {"heads": 4, "kv_heads": 1, "v_heads": 2, "head_dim": 6, "k_dim": 4, "v_dim": 8, "rope": {}},
     ],
+    "softplus_attention": [
+        {"heads": 4, "kv_heads": 2, "rope": {}, "power": 0.0},
+        {"heads": 4, "rope": {}, "power": 3.0},
+        {"heads": 2, "power": 2.0, "window": 5, "log_length": False},
+    ],
     "hyena": [
         {"max_len": 64, "filter_width": 8},
         {"max_len": 48, "filter_width": 8, "order": 3, "interleaved": True, "learn_positions": True, "shift": 0.0},

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from zoo.config import config
 from zoo.errors import ConfigError
@@ -16,6 +17,9 @@ from zoo.nn.rows import RowMixer, row_mask, row_tail
 from zoo.nn.shortconv import causal_short_conv
 from zoo.nn.ssm import work_dtype
 from zoo.nn.state import State
+
+_LONG = 16384  # tokens from which on a sequence is computed by spans, recomputed in the backward pass
+_SPAN = 4096
 
 
 @config
@@ -171,11 +175,31 @@ class Mamba2(RowMixer):
             if length == 1 and before is not None:
                 y, end = self._one(u[:, 0], dt[:, 0], a, b[:, 0], c[:, 0], before)
             else:
-                y, end = ssd(u, dt, a, b, c, before, cfg.chunk)
+                y, end = self._scan(u, dt, a, b, c, before)
             y = (y + self.skip.to(work)[:, None] * u).flatten(2)
             y = self._gated_norm(y, gate.to(work))
         out = self.out_proj(y.to(x.dtype))
         return out, (None if after is None else Mamba2State(after, end))
+
+    def _scan(
+        self, x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """`ssd`, long sequences a span at a time: the masks within chunks would outweigh everything else."""
+        if x.shape[1] <= _LONG:
+            return ssd(x, dt, a, b, c, state, self.config.chunk)
+        parts = []
+        if state is None:
+            state = x.new_zeros(x.shape[0], self.heads, self.config.head_dim, self.config.d_state)
+        for start in range(0, x.shape[1], _SPAN):
+            here = slice(start, start + _SPAN)
+            arguments = (x[:, here], dt[:, here], a, b[:, here], c[:, here], state, self.config.chunk)
+            if torch.is_grad_enabled():
+                y, state = checkpoint(ssd, *arguments, use_reentrant=False)
+            else:
+                y, state = ssd(*arguments)
+            parts.append(y)
+        assert state is not None
+        return torch.cat(parts, 1), state
 
     def _one(self, x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         per = self.heads // self.config.n_groups

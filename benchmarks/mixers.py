@@ -1,11 +1,12 @@
 """Every mixer's forward and backward pass beside causal attention, over lengths: one table, one plot.
 
-    python benchmarks/mixers.py [--lengths 1024,4096,16384,65536] [--d-model 128] [--threads 2] [--mixers hyena,s4d]
+    python benchmarks/mixers.py [--lengths 1024,4096,16384,65536] [--threads 2] [--clock wall] [--mixers hyena,s4d]
 
 Batch 1, float32. "attention" is our mixer of two heads of 64 (projections and PyTorch's fused causal kernel); peers run
 where they are installed: x-transformers' attention and the Mamba-2 layer of transformers. The ratio is attention's time
 over the mixer's, from the same run. Attention's time beyond --attention-limit tokens is extrapolated by its square and
-marked. Memory is the peak resident set above the start of the pass, each measured in a process of its own.
+marked. `--clock cpu` counts the process's CPU seconds instead, which other jobs on the machine change less (take one
+thread with it). Memory is the peak resident set above the start of the pass, each measured in a process of its own.
 
 Writes results/mixers.json and results/mixers.png (time and memory against length, both axes logarithmic).
 """
@@ -78,7 +79,7 @@ def build(name: str, d_model: int) -> Any:
     return mixer, lambda x: mixer(x, layout)[0]
 
 
-def measure(name: str, length: int, d_model: int, threads: int, budget: float) -> dict[str, float]:
+def measure(name: str, length: int, d_model: int, threads: int, budget: float, clock: str) -> dict[str, float]:
     """Seconds (best of several) and peak memory of one forward and backward pass, in this process."""
     import torch
 
@@ -88,10 +89,12 @@ def measure(name: str, length: int, d_model: int, threads: int, budget: float) -
     x = torch.randn(1, length, d_model, requires_grad=True)
     weight = torch.randn(1, length, d_model)
 
+    now = time.process_time if clock == "cpu" else time.perf_counter
+
     def once() -> float:
-        start = time.perf_counter()
+        start = now()
         (run(x) * weight).sum().backward()
-        return time.perf_counter() - start
+        return now() - start
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     best = once()
@@ -114,6 +117,7 @@ def isolated(name: str, length: int, args: argparse.Namespace) -> dict[str, floa
         str(args.d_model),
         str(args.threads),
         str(args.budget),
+        args.clock,
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -150,14 +154,15 @@ def plot(table: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
 
 def main() -> None:
     if "--one" in sys.argv:
-        name, length, width, threads, budget = sys.argv[sys.argv.index("--one") + 1 :]
-        print(json.dumps(measure(name, int(length), int(width), int(threads), float(budget))))
+        name, length, width, threads, budget, clock = sys.argv[sys.argv.index("--one") + 1 :]
+        print(json.dumps(measure(name, int(length), int(width), int(threads), float(budget), clock)))
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lengths", default="1024,4096,16384,65536")
     parser.add_argument("--d-model", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--mixers", default=",".join([*OPTIONS, *PEERS]))
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--budget", type=float, default=1.0, help="seconds spent on repeats of one measurement")
     parser.add_argument("--attention-limit", type=int, default=16384, help="longest run of attention and of the peers")
     args = parser.parse_args()
@@ -185,7 +190,7 @@ def main() -> None:
         table[name] = rows
     print_table(table, lengths)
     RESULTS.mkdir(exist_ok=True)
-    data = {"d_model": args.d_model, "threads": args.threads, "lengths": lengths, "mixers": table}
+    data = {"d_model": args.d_model, "threads": args.threads, "clock": args.clock, "lengths": lengths, "mixers": table}
     (RESULTS / "mixers.json").write_text(json.dumps(data, indent=1) + "\n")
     plot(table, RESULTS / "mixers.png")
 

@@ -125,8 +125,7 @@ def replay(case: Case) -> dict[str, Tensor]:
         short = causal_short_conv(u, layer.short_filter.weight, layer.short_filter.bias)
         out |= {"short_conv": short.transpose(1, 2), "static_kernel": layer.filter(length)[None]}
         out |= {"adaptive_spec_re": adaptive.real, "adaptive_spec": adaptive}
-        if adaptive.is_complex():
-            out["adaptive_spec_im"] = adaptive.imag
+        out["adaptive_spec_im"] = adaptive.imag if adaptive.is_complex() else torch.zeros_like(adaptive)
         _, first, v = short.transpose(1, 2).split(width, dim=1)
         out["adaptive_conv_0"] = layer.convolve(v * first, adaptive)
     return out

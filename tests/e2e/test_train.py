@@ -221,9 +221,18 @@ def test_contradictions_are_found_before_the_model_is_built(
 def test_other_refusals_leave_nothing_behind(tables: Path, tmp_path: Path) -> None:
     with pytest.raises(ZooError, match=r"sequences of 25 tokens but the model takes at most 20"):
         train(recipe(tables, model__max_len=20), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"trainer\.monitor is 'val/mcc' but the data has no val split"):
+        train(recipe(tables, data__val=None), tmp_path / "run")
     with pytest.raises(ConfigError, match=r"'val/mc' is not a validation metric.*did you mean 'val/mcc'"):
         train(recipe(tables, trainer__monitor="val/mc"), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_val_split_the_last_weights_are_kept(tables: Path, tmp_path: Path) -> None:
+    changes = {"data__val": None, "trainer__monitor": None, "trainer__max_steps": 5}
+    result = train(recipe(tables, **changes), tmp_path / "run")
+    assert result.chosen == 5
+    assert {name.split("/")[0] for name in result.metrics} == {"test"}
 
 
 def test_mixed_precision_and_accumulation(tables: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from zoo import catalogue, datamodules, tasks, tokenizers
 from zoo.config import from_dict, resolve, to_dict
-from zoo.errors import ConfigError, ZooError
+from zoo.errors import ConfigError, ZooError, nearest
 from zoo.train.recipe import RecipeConfig
 
 LANGUAGE_TASKS = ("causal_lm", "masked_lm")
@@ -199,11 +199,14 @@ def bases_of(tokenizer: Any) -> list[int]:
     return [len(text) if text and not set(text.upper()) - set("ACGT") else 0 for text in texts]
 
 
-def check_monitor(recipe: RecipeConfig, names: list[str]) -> None:
-    """Raise ConfigError for a `trainer.monitor` that the task does not measure."""
-    from zoo.errors import nearest
-
+def check_monitor(recipe: RecipeConfig, names: list[str], data: Any = None) -> None:
+    """Raise ConfigError for a `trainer.monitor` that the task does not measure, or that nothing is measured for."""
     monitor = recipe.trainer.monitor
+    if monitor is not None and data is not None and "val" not in data.sources:
+        raise ConfigError(
+            f"trainer.monitor is '{monitor}' but the data has no val split: give it one (data.val, data.val_fraction) "
+            "or set trainer.monitor=null to keep the last weights"
+        )
     if monitor is not None and monitor not in names:
         raise ConfigError(
             f"trainer.monitor '{monitor}' is not a validation metric of this task" + nearest(monitor, names)

@@ -72,7 +72,7 @@ def dry_run(recipe: RecipeConfig) -> DryRun:
     check_lengths(model, tokenizer, data)
     task = tasks.build(recipe.task, model)
     equip(task, tokenizer)
-    check_monitor(recipe, task.metric_names())
+    check_monitor(recipe, task.metric_names(), data)
     options = recipe.trainer
     batches = len(data.train_dataloader())
     steps = total_steps(batches, options.max_steps, options.max_epochs, options.accumulate)

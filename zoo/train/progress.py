@@ -202,6 +202,8 @@ class ProgressReport(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._stop()
+        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
+            self._print(f"interrupted after step {trainer.global_step}: --resume continues from the newest checkpoint")
 
     def _stop(self) -> None:
         if self.bar is not None:

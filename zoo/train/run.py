@@ -69,7 +69,7 @@ def train(recipe: RecipeConfig, out: Path, *, resume: bool = False, init: str | 
         torch.set_num_threads(recipe.trainer.threads)
     pl.seed_everything(recipe.seed, workers=True, verbose=False)
     parts = assemble(recipe)
-    check_monitor(recipe, parts.task.metric_names())
+    check_monitor(recipe, parts.task.metric_names(), parts.data)
     if record.is_first():
         record.claim_folder(out, parts.recipe, resume)
     return _Run(parts, out).execute(resume)

@@ -57,6 +57,30 @@ def test_saved_models_come_back_and_verify(family: str, tmp_path: Path) -> None:
         assert torch.equal(tensor, loaded.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("family", sorted(TINY))
+def test_bfloat16_autocast_trains_with_finite_gradients(family: str) -> None:
+    target = catalogue.MODELS[family]
+    model = resolve(target)(from_dict(resolve(catalogue.schema_target(target)), TINY[family], family)).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = model(**model.example_inputs())
+    output = result if isinstance(result, torch.Tensor) else result.output
+    loss = output.float().square().mean() + (0 if isinstance(result, torch.Tensor) else result.loss.float())
+    loss.backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert gradients
+    assert all(torch.isfinite(g).all() for g in gradients)
+
+
+@pytest.mark.parametrize("family", sorted(TINY))
+def test_bfloat16_weights_run(family: str) -> None:
+    target = catalogue.MODELS[family]
+    model = resolve(target)(from_dict(resolve(catalogue.schema_target(target)), TINY[family], family)).eval().bfloat16()
+    inputs = {k: v.bfloat16() if v.is_floating_point() else v for k, v in model.example_inputs().items()}
+    with torch.no_grad():
+        result = model(**inputs)
+    assert torch.isfinite(result if isinstance(result, torch.Tensor) else result.output).all()
+
+
 @pytest.mark.parametrize("case", sorted(PICKLES))
 def test_official_pickles_without_a_config_convert(case: str, tmp_path: Path) -> None:
     file = tmp_path / "weights.bin"

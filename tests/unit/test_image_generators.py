@@ -115,6 +115,9 @@ def test_rar_generates_and_guidance_of_one_changes_nothing() -> None:
     assert torch.equal(generate_rar(model, classes, guidance=1.0, temperature=0.0), plain)
     sampled = [generate_rar(model, classes, 4.0, generator=torch.Generator().manual_seed(2)) for _ in range(2)]
     assert torch.equal(*sampled)
+    assert torch.equal(generate_rar(model, classes, 0.0, temperature=0.0, tokens=4), plain[:, :4])
+    with pytest.raises(ZooError, match="1 to 9 tokens, 10"):
+        generate_rar(model, classes, tokens=10)
     logits = model(plain[:, :-1], classes)
     assert torch.equal(logits.argmax(-1), plain)
 

@@ -325,7 +325,7 @@ class FlexTok(VisualModel):
         keep = torch.full((batch,), k, device=ids.device) if keep is None else keep.clamp(max=k)
         if start is None:
             shape = (batch, c.channels, c.latent_size, c.latent_size)
-            start = torch.randn(shape, device=ids.device, generator=generator)
+            start = torch.randn(shape, device=ids.device, generator=generator).to(self.decoder.proj_out.weight.dtype)
         always, never = (
             torch.ones(batch, dtype=torch.bool, device=ids.device),
             torch.zeros(batch, dtype=torch.bool, device=ids.device),

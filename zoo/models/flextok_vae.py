@@ -81,7 +81,7 @@ class FlexTokVAE(VisualModel):
         """Scaled latents [B, C, h, w]; the mode of the posterior unless *sample* (FlexTok's published default)."""
         self.check_pixels(pixels, self.factor)
         posterior = self.posterior(normalize(pixels, self.config.preprocess))
-        return (posterior.sample() if sample else posterior.mode()) * self.scale
+        return ((posterior.sample() if sample else posterior.mode()) * self.scale).to(pixels.dtype)
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from zoo.nn.attention import Attention, AttentionConfig
 from zoo.nn.backbone import Backbone, BackboneConfig, LayerSpec
 from zoo.nn.kv import KVState, RingState
 from zoo.nn.layout import Layout
+from zoo.nn.softplus_attention import SoftplusAttention, SoftplusAttentionConfig
 
 B, L, D = 3, 20, 16
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -218,3 +220,21 @@ def test_a_long_window_in_bfloat16_is_finite() -> None:
     mixer = Attention(D, AttentionConfig(heads=2, window=128, alibi=True)).bfloat16()
     y, _ = mixer(torch.randn(1, 16384, D, dtype=torch.bfloat16), Layout("causal"))
     assert torch.isfinite(y).all()
+
+
+@torch.no_grad()
+def test_softplus_weights_are_those_of_the_equations() -> None:
+    mixer = SoftplusAttention(D, SoftplusAttentionConfig(heads=2)).double().eval()
+    tokens = x(9, 1)
+    q, k, v = mixer.qkv(tokens)[0].view(9, 3, 2, 8).permute(1, 2, 0, 3)
+    rows = []
+    for n in range(1, 10):  # the n-th query sees n keys
+        score = torch.einsum("hd,hjd->hj", q[:, n - 1], k[:, :n]) * math.log(n) / math.sqrt(8)
+        first = torch.nn.functional.softplus(score)
+        first = first / first.sum(-1, keepdim=True)
+        second = (n * first - (1 if n > 3 else 0)).clamp_min(0) ** 15
+        rows.append(torch.einsum("hj,hjd->hd", second / second.sum(-1, keepdim=True), v[:, :n]).flatten())
+    want = torch.stack(rows)[None] @ mixer.out_proj.weight.T
+    close(mixer(tokens, Layout("causal"))[0], want)
+    with pytest.raises(ConfigError, match="alibi"):
+        SoftplusAttention(D, SoftplusAttentionConfig(heads=2, alibi=True))

@@ -293,7 +293,7 @@ def _windowed(
 
 def window_block(window: int) -> int:
     """Queries a block: large enough to feed the matrix units, small enough to waste few keys beside the window."""
-    return max(32, min(256, 1 << (max(window, 1) // 2).bit_length()))
+    return max(64, min(256, 1 << (max(window, 1) // 2).bit_length()))
 
 
 def _edge(

@@ -78,7 +78,7 @@ def fsq_config_from_official(official: dict[str, Any]) -> FSQConfig:
 def noise_config_from_official(official: dict[str, Any]) -> NoiseConfig:
     """From the arguments of MinRFNoiseModule (which spells `stratisfied`)."""
     scale = official.get("mode_scale") or 0.0
-    kind = "lognorm" if official.get("ln") else "mode" if scale else "uniform"
+    kind: Any = "lognorm" if official.get("ln") else "mode" if scale else "uniform"
     return NoiseConfig(kind=kind, stratified=bool(official.get("stratisfied")), mode_scale=scale)
 
 

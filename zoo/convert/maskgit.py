@@ -101,8 +101,8 @@ def config_from_state(state: State) -> MaskGITConfig:
         width=embed.shape[1], layers=layers, heads=16, mlp=MLPConfig(kind="gelu", width=len(inner)),
         qkv_bias="none" if uvit else "all", prenorm=uvit, eps=1e-5 if uvit else 1e-12, dropout=0.1, attn_dropout=0.1,
     )  # fmt: skip
-    kind, classes = "uvit" if uvit else "bert", len(embed) - codes - 2
-    return MaskGITConfig(kind=kind, codes=codes, classes=classes, length=len(positions) - 1, vit=vit)
+    classes, length = len(embed) - codes - 2, len(positions) - 1
+    return MaskGITConfig(kind="uvit" if uvit else "bert", codes=codes, classes=classes, length=length, vit=vit)
 
 
 def to_zoo(state: State, config: MaskGITConfig) -> dict[str, Tensor]:
@@ -185,7 +185,7 @@ def _generate(model: MaskGIT, case: Case, name: str) -> dict[str, Tensor]:
         steps=case.run["num_sample_steps"],
         temperature=float(temperature or 0),
         guidance=float(scale),
-        decay=decay,
+        decay=decay,  # type: ignore[arg-type]
         power=case.run.get("guidance_scale_pow", 3.0),
         anneal=anneal == "1",
     )

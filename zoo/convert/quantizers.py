@@ -38,6 +38,8 @@ def replay_vq(case: Case) -> dict[str, Tensor]:
     if cvq:
         out |= {"embedding_after_1": weight.detach().clone(), "embed_prob_after_1": quantizer.embed_prob.clone()}
     (result.loss + (codes * case.inputs["upstream_grad"]).sum()).backward()
+    assert z.grad is not None
+    assert weight.grad is not None
     out |= {"grad_z": z.grad, "grad_embedding": weight.grad}
     if "z2" in case.inputs:
         out["tokens_2"] = quantizer(case.inputs["z2"].movedim(1, -1)).ids

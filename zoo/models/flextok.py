@@ -173,7 +173,8 @@ class FlexTokDecoder(nn.Module):
         self.null = nn.Parameter(0.02 * torch.randn(width))
         self.patch_embed = nn.Linear(config.channels * patch**2, width)
         self.positions = Positions(config.decoder_positions, (grid, grid), width)
-        self.time_embed = nn.Sequential(nn.Linear(config.time_frequencies, width), nn.SiLU(), nn.Linear(width, width))
+        time_in = nn.Linear(config.time_frequencies, width)
+        self.time_embed = nn.Sequential(time_in, nn.SiLU(), nn.Linear(width, width))
         self.transformer = ViT(config.decoder)
         self.norm_out = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = Modulation(width, 2)
@@ -193,7 +194,7 @@ class FlexTokDecoder(nn.Module):
         half = self.config.time_frequencies // 2
         rates = torch.exp(-math.log(self.config.time_period) * torch.arange(half, device=t.device) / half)
         angle = (t.float() * 1000.0 / self.config.time_max)[:, None] * rates
-        return self.time_embed(torch.cat([angle.cos(), angle.sin()], -1).to(self.time_embed[0].weight.dtype))
+        return self.time_embed(torch.cat([angle.cos(), angle.sin()], -1).to(self.proj_out.weight.dtype))
 
     def forward(
         self, noised: Tensor, t: Tensor, codes: Tensor, keep: Tensor | None = None, null: Tensor | None = None

@@ -83,9 +83,9 @@ class RAR(nn.Module):
         self.head = nn.Linear(width, config.codes)
         self.apply(trunc_normal_init)
         self.transformer = ViT(config.vit)
-        for block in self.transformer.blocks:
-            for part in (block.attn, block.mlp):
-                part.apply(trunc_normal_init)
+        for name, part in self.transformer.named_modules():
+            if ".modulation" not in name:  # these start at zero
+                trunc_normal_init(part)
         self.norm_out = nn.LayerNorm(width, config.vit.eps, elementwise_affine=False)
         self.modulation = Modulation(width, 2)
 

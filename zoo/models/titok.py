@@ -150,7 +150,8 @@ class TiTokDecoder(nn.Module):
     @property
     def last_layer(self) -> Tensor:
         """Weight of the last layer."""
-        return self.conv_out.weight if isinstance(self.conv_out, nn.Conv2d) else self.head[2].weight
+        last = self.conv_out if isinstance(self.conv_out, nn.Conv2d) else self.head[2]  # type: ignore[index]
+        return last.weight
 
 
 class TiTok(VisualModel):

@@ -99,7 +99,7 @@ class VisualModel(nn.Module):
         """Recompute the transformer blocks in the backward pass instead of keeping their activations."""
         for module in self.modules():
             if module is not self and hasattr(module, "grad_checkpointing"):
-                module.grad_checkpointing = enabled
+                setattr(module, "grad_checkpointing", enabled)  # noqa: B010
 
 
 def trunc_normal_init(module: nn.Module, std: float = 0.02) -> None:

@@ -39,7 +39,7 @@ class VGG16Features(nn.Module):
         for i, stage in enumerate(self.stages):
             if i:
                 x = F.max_pool2d(x, 2)
-            for conv in stage:
+            for conv in stage.children():
                 x = F.relu(conv(x))
             maps.append(x)
         return maps

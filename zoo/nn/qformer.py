@@ -117,5 +117,5 @@ class QFormer(nn.Module):
         x = self.dropout(self.norm_in(self.word_embed(ids) + self.text_pos[: ids.shape[1]]))
         mask = Mask("dense", dense=valid[:, None, None, :])
         for layer in self.layers:
-            x = layer.forward_text(x, mask)
+            x = layer.forward_text(x, mask)  # type: ignore[operator]
         return x

@@ -123,7 +123,7 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width, bias=config.out_bias)
 
     def forward(self, x: Tensor, mask: Mask = FULL, cache: KVCache | None = None) -> Tensor:
-        bias = self.qkv.bias
+        bias: Tensor | None = self.qkv.bias
         if self.q_bias is not None and self.v_bias is not None:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, bias)

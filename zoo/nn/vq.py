@@ -44,6 +44,10 @@ class VectorQuantizerConfig:
 class VectorQuantizer(nn.Module):
     """z [..., D] -> Quantized; always in float32. Index i is row i of `embedding.weight`."""
 
+    embed_prob: Tensor
+    cluster_size: Tensor
+    embed_sum: Tensor
+
     def __init__(self, config: VectorQuantizerConfig) -> None:
         super().__init__()
         self.config = config

@@ -18,6 +18,7 @@ from zoo.nn.kv import KVState, RingState
 from zoo.nn.layout import Layout
 from zoo.nn.masks import attend, attend_padding, lift_heads, sdpa, shared
 from zoo.nn.mixer import Cost, Mixer, MixerInfo
+from zoo.nn.policy import PolicyState
 from zoo.nn.positions import RotaryConfig, alibi_slopes, rotary, rotary_table, rotate
 
 _KINDS = frozenset({"causal", "full", "prefix", "block_causal", "window"})
@@ -239,13 +240,17 @@ class Attention(Mixer):
 
     # --- decoding
 
-    def _continue(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, state: KVState | RingState) -> Tensor:
+    def _continue(
+        self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, state: KVState | RingState | PolicyState
+    ) -> Tensor:
         """Attend from new tokens to what the state holds and to each other, and store them."""
         if layout.segment is not None:
             raise ZooError(
                 "Attention got packed documents (Layout.segment) and a carried state; "
                 "prefill each document as its own row of the batch"
             )
+        if isinstance(state, PolicyState):
+            return state.attend(self, q, self._keys(k, None), v, layout)
         batch, length = q.shape[:2]
         device, valid, draft = q.device, layout.valid, layout.parent is not None
         if self.k_lift is not None and layout.position is not None:

@@ -14,11 +14,12 @@ from zoo.nn import longconv, spectra
 from zoo.nn.longconv import long_conv, long_conv_naive, two_sided
 
 
-@pytest.fixture(params=["plain", "split"])
+@pytest.fixture(params=["kept", "plain", "split"])
 def transforms(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both transforms at any length, with blocks so small that several tasks and sample groups arise."""
+    """Every way through at any length, with blocks so small that several tasks and sample groups arise."""
     monkeypatch.setattr(spectra, "SPLIT_FROM", 1 if request.param == "split" else 1 << 40)
     monkeypatch.setattr(longconv, "BLOCK", 128)
+    monkeypatch.setattr(longconv, "KEPT", 1 << 40 if request.param == "kept" else 0)
     spectra.spectra_for.cache_clear()
     yield request.param
     spectra.spectra_for.cache_clear()
@@ -136,15 +137,17 @@ class Layer(nn.Module):
         return long_conv(x.transpose(1, 2), self.k, self.skip).transpose(1, 2).relu()
 
 
-def test_compiles_into_one_graph_in_both_layouts() -> None:
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_into_one_graph_in_both_layouts(transforms: str, dynamic: bool) -> None:
     torch.manual_seed(0)
     layer, x = Layer(), torch.randn(2, 30, 4)
-    compiled = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="aot_eager", dynamic=dynamic)
     layer(x).sum().backward()
     torch.testing.assert_close(compiled(x), layer(x))
     compiled(x).sum().backward()
     torch.testing.assert_close(compiled.k.grad, layer.k.grad)
-    torch.library.opcheck(longconv._long_conv, (x.transpose(1, 2).requires_grad_(), layer.k, layer.skip, False))
+    op = longconv._kept if transforms == "kept" else longconv._long_conv
+    torch.library.opcheck(op, (x.transpose(1, 2).requires_grad_(), layer.k, layer.skip, False))
 
 
 def test_checkpointing_and_meta() -> None:
@@ -158,7 +161,7 @@ def test_checkpointing_and_meta() -> None:
     assert Layer().to("meta")(torch.empty(2, 30, 4, device="meta")).shape == (2, 30, 4)
 
 
-def test_only_the_inputs_are_kept_for_backward() -> None:
+def test_of_long_signals_only_the_inputs_are_kept_for_backward() -> None:
     u, k, skip = inputs(1, 4, 9000, bidirectional=False, per_sample=False, last=False, dtype=torch.float32)
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):

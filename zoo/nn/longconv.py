@@ -4,8 +4,9 @@
     two-sided:  y[b, d, t] = sum_j k[d, (L - 1) + t - j] u[b, d, j] + skip[d] u[b, d, t]
 
 It is a registered operator rather than autograd through `torch.fft`: PyTorch differentiates `rfft` by a full complex
-transform of the zero-filled length, and keeps every spectrum alive. Here only u and k are saved, and on the CPU the
-channels go through the cache block by block. The transforms themselves are in `zoo.nn.spectra`.
+transform of the zero-filled length, and keeps every spectrum alive. Here only u and k are saved (their spectra instead
+where they are small), and on the CPU the channels go through the cache block by block. The transforms themselves are
+in `zoo.nn.spectra`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor
 
 from zoo.errors import ZooError
-from zoo.nn.spectra import Plain, run_tasks, spectra_for
+from zoo.nn.spectra import Plain, is_short, run_tasks, spectra_for
 
-BLOCK = 1 << 19  # points of all rings in one transform: with their spectra they fit a core's share of the cache
+BLOCK = 1 << 18  # points of all rings in one transform: with their spectra they fit a core's share of the cache
+KEPT = 1 << 19  # points of all rings up to which the spectra are kept for the backward pass: 8 MB in float32
 LINE = 16  # float32 values in a cache line: channels-last input is gathered by that many channels at a time
 
 
@@ -45,6 +47,8 @@ def long_conv(u: Tensor, k: Tensor, skip: Tensor | None = None, *, bidirectional
         raise ZooError(f"long_conv of input {tuple(u.shape)} needs filters of {taps} taps, got {tuple(k.shape)}")
     if skip is not None and skip.shape != u.shape[1:2]:
         raise ZooError(f"long_conv of input {tuple(u.shape)} needs skip [{u.shape[1]}], got {tuple(skip.shape)}")
+    if torch.is_grad_enabled() and u.shape[0] * u.shape[1] * 2 * int(length) <= KEPT and is_short(length):
+        return _kept(u, k, skip, bidirectional)[0]
     return _long_conv(u, k, skip, bidirectional)
 
 
@@ -69,9 +73,8 @@ def long_conv_naive(u: Tensor, k: Tensor, skip: Tensor | None = None, *, bidirec
 
 
 def _plan(u: Tensor) -> Plain:
-    return spectra_for(
-        u.shape[-1], torch.float64 if u.dtype == torch.float64 else torch.float32, u.device.type == "cpu"
-    )
+    dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+    return spectra_for(int(u.shape[-1]), dtype, u.device.type == "cpu")
 
 
 def _tasks(u: Tensor, plan: Plain) -> tuple[list[slice], int, int]:
@@ -90,8 +93,8 @@ def _channels_last(u: Tensor) -> bool:
     return u.stride(1) == 1 and u.shape[1] > 1 and u.stride(2) != 1
 
 
-def _stage(x: Tensor, plan: Plain) -> Tensor:
-    """Signals of one task, rows contiguous: gathered together when they lie channels-last."""
+def _stage(x: Tensor) -> Tensor:
+    """Signals of one task, gathered together when they lie channels-last."""
     return x.contiguous() if _channels_last(x) else x
 
 
@@ -110,7 +113,7 @@ def _long_conv(u: Tensor, k: Tensor, skip: Tensor | None, bidirectional: bool) -
     tasks, together, samples = _tasks(u, plan)
 
     def task(block: slice) -> None:
-        source = _stage(u[:, block], plan)
+        source = _stage(u[:, block])
         target = torch.empty_like(source) if _channels_last(y) else y[:, block]
         filters, direct = k[..., block, :], None if skip is None else skip[block].to(plan.dtype)
         for channels, batches in _pieces(*source.shape[:2], together, samples):
@@ -144,7 +147,7 @@ def _long_conv_backward(
     tasks, together, samples = _tasks(u, plan)
 
     def task(block: slice) -> None:
-        above, source = _stage(g[:, block], plan), _stage(u[:, block], plan) if need_k else u[:, block]
+        above, source = _stage(g[:, block]), _stage(u[:, block]) if need_k else u[:, block]
         target = torch.empty_like(above) if _channels_last(u) and need_u else du[:, block] if need_u else du
         filters, direct = k[..., block, :], None if skip is None else skip[block].to(plan.dtype)
         for channels, batches in _pieces(*source.shape[:2], together, samples):
@@ -195,3 +198,68 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, g: Tensor) -> tuple[Tens
 
 
 _long_conv.register_autograd(_backward, setup_context=_save)
+
+
+@torch.library.custom_op("zoo::long_conv_kept", mutates_args=())
+def _kept(u: Tensor, k: Tensor, skip: Tensor | None, bidirectional: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for small work, where transforms cost more than memory: also gives the spectra of u and k."""
+    plan = _plan(u)
+    with torch.autocast(u.device.type, enabled=False):
+        signal = plan.spectrum(u.to(plan.dtype))
+        filters = plan.filter(k.to(plan.dtype), None if skip is None else skip.to(plan.dtype))
+        return torch.empty_like(u).copy_(plan.signal(signal * filters)), signal, filters
+
+
+@_kept.register_fake
+def _(u: Tensor, k: Tensor, skip: Tensor | None, bidirectional: bool) -> tuple[Tensor, Tensor, Tensor]:
+    plan = _plan(u)
+    dtype = torch.complex128 if plan.dtype == torch.float64 else torch.complex64
+    signal, filters = ((*x.shape[:-1], plan.ring // 2 + 1) for x in (u, k))
+    return torch.empty_like(u), u.new_empty(signal, dtype=dtype), u.new_empty(filters, dtype=dtype)
+
+
+@torch.library.custom_op("zoo::long_conv_kept_backward", mutates_args=())
+def _kept_backward(
+    g: Tensor, signal: Tensor, filters: Tensor, taps: int, need_u: bool, need_k: bool
+) -> tuple[Tensor, Tensor]:
+    plan = _plan(g)
+    with torch.autocast(g.device.type, enabled=False):
+        arriving = plan.spectrum(g.to(plan.dtype))
+        du, dk = g.new_empty(0), g.new_empty(0, dtype=plan.dtype)
+        if need_k:
+            product = signal.conj_physical().mul_(arriving)
+            if filters.ndim == 2:
+                product = product[0] if len(product) == 1 else product.sum(0)
+            dk = plan.taps(product, taps).contiguous()
+        if need_u:
+            du = torch.empty_like(g).copy_(plan.signal(arriving.mul_(filters.conj_physical())))
+        return du, dk
+
+
+@_kept_backward.register_fake
+def _(g: Tensor, signal: Tensor, filters: Tensor, taps: int, need_u: bool, need_k: bool) -> tuple[Tensor, Tensor]:
+    dk = g.new_empty((*filters.shape[:-1], taps) if need_k else (0,), dtype=_plan(g).dtype)
+    return torch.empty_like(g) if need_u else g.new_empty(0), dk
+
+
+def _save_kept(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:
+    u, k, skip, _ = inputs
+    ctx.lag0, ctx.taps, ctx.dtypes = (
+        k.shape[-1] - u.shape[-1],
+        k.shape[-1],
+        (k.dtype, None if skip is None else skip.dtype),
+    )
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output[1:])
+
+
+def _backward_kept(ctx: torch.autograd.function.FunctionCtx, g: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    need_u, need_k, need_skip, _ = ctx.needs_input_grad
+    if g is None:
+        return None, None, None, None
+    du, dk = _kept_backward(g, *ctx.saved_tensors, ctx.taps, need_u, need_k or need_skip)
+    lag0 = dk[..., ctx.lag0].reshape(-1, g.shape[1]).sum(0).to(ctx.dtypes[1]) if need_skip else None
+    return du if need_u else None, dk.to(ctx.dtypes[0]) if need_k else None, lag0, None
+
+
+_kept.register_autograd(_backward_kept, setup_context=_save_kept)

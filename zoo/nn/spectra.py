@@ -71,7 +71,7 @@ class Split(Plain):
 
     def __init__(self, length: int, dtype: torch.dtype) -> None:
         self.length, self.dtype = length, dtype
-        self.rows = 16 if length <= 1 << 18 else 32
+        self.rows = 16 if length <= 1 << 17 else 32
         self.columns = ring_size(-(-2 * length // self.rows))
         self.ring, self.half = self.rows * self.columns, self.rows // 2
         complex_dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
@@ -128,10 +128,15 @@ def ring_size(need: int) -> int:
     return next((size for size in sizes if size >= need), power)
 
 
+def is_short(length: int) -> bool:
+    """Whether `Plain` serves signals of *length* on the CPU."""
+    return length < SPLIT_FROM
+
+
 @lru_cache(maxsize=8)
 def spectra_for(length: int, dtype: torch.dtype, cpu: bool) -> Plain:
     """The fastest transforms for signals of *length*; tables are kept for the last few lengths."""
-    return Split(length, dtype) if cpu and length >= SPLIT_FROM else Plain(length, dtype)
+    return Split(length, dtype) if cpu and not is_short(length) else Plain(length, dtype)
 
 
 def _one_thread() -> None:
@@ -151,6 +156,9 @@ class _Pool:
             if self.executor is None or self.size != size or self.process != os.getpid():
                 self.executor = ThreadPoolExecutor(size, "zoo-longconv", initializer=_one_thread)
                 self.size, self.process = size, os.getpid()
+                # One freed block of 31 MB teaches glibc to serve such sizes from its heap and not to hand the heap's
+                # end back: otherwise every spectrum of a long signal arrives in fresh pages.
+                torch.empty(31 << 20, dtype=torch.uint8)
                 started = threading.Barrier(size)
                 list(self.executor.map(lambda _: started.wait(), range(size)))
                 # The count is per thread once set, but threads born later take the last one set anywhere.

@@ -20,6 +20,8 @@ from zoo.errors import ZooError
 from zoo.nn.spectra import ring_size
 from zoo.nn.state import State
 
+_SLICE = 1 << 17
+
 
 @dataclasses.dataclass
 class OnlineConvState(State):
@@ -47,7 +49,7 @@ class OnlineConv:
         base: a power of two; inputs within a block of that many tokens are summed directly.
     """
 
-    def __init__(self, k: Tensor, skip: Tensor | None = None, *, base: int = 128) -> None:
+    def __init__(self, k: Tensor, skip: Tensor | None = None, *, base: int = 64) -> None:
         if base < 1 or base & (base - 1):
             raise ZooError(f"OnlineConv's base must be a power of two, got {base}")
         work = torch.float64 if k.dtype == torch.float64 else torch.float32
@@ -58,6 +60,7 @@ class OnlineConv:
         self.width, self.max_len = self.k.shape
         self.base = base
         self._recent = self.k[:, :base].flip(-1).contiguous()  # [D, base], lag 0 last
+        self._reversed: Tensor | None = None
         self._spectra: dict[int, Tensor] = {}
 
     def init_state(self, batch: int) -> OnlineConvState:
@@ -102,12 +105,19 @@ class OnlineConv:
         state.position = state.origin = stop
         return reach[..., start:stop].to(u.dtype), state
 
+    @torch.no_grad()
     def push_direct(self, u: Tensor, state: OnlineConvState) -> tuple[Tensor, OnlineConvState]:
         """The same as `push` by the whole dot product, O(t) a token: the reference, and what the schedule must beat."""
         t = state.position
         self._check(t + 1)
         state.history[:, :, t] = u
-        y = torch.linalg.vecdot(state.history[:, :, : t + 1], self.k[:, : t + 1].flip(-1))
+        if self._reversed is None:
+            self._reversed = self.k.flip(-1).contiguous()  # [D, M], lag 0 last
+        past, taps = state.history[:, :, : t + 1], self._reversed[:, self.max_len - t - 1 :]
+        # by channels: the product of the whole would be written to fresh memory
+        channels = max(1, _SLICE // (len(past) * (t + 1)))
+        slices = zip(past.split(channels, dim=1), taps.split(channels), strict=True)
+        y = torch.cat([torch.linalg.vecdot(a, b) for a, b in slices], dim=1)
         state.position = t + 1
         return y.to(u.dtype), state
 

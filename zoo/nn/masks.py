@@ -24,6 +24,7 @@ from zoo.nn.layout import Layout
 T = TypeVar("T")
 Slopes = tuple[float, ...]
 _INF = float("inf")
+_BIAS_UP_TO = 1024  # tokens of the longest document for which one bias matrix a forward pass is built
 _MAX_BLOCKS = 256  # block-causal layouts of more blocks take one dense mask instead of one call a block
 
 
@@ -387,6 +388,7 @@ def _documents(
     batch, length = q.shape[:2]
     place, lengths = documents(layout, batch, length, q.device)
     plain = Layout(layout.kind, window=layout.window, sinks=layout.sinks)
+    bias = _bias_of_all(layout, slopes, lengths[-1] if lengths else 0, q)
     flat = [t.flatten(0, 1) if place is None else t.flatten(0, 1)[place] for t in (q, k, v)]  # [T, H, d]
     parts, start, i = [], 0, 0
     while i < len(lengths):
@@ -394,12 +396,32 @@ def _documents(
         n = lengths.count(size)
         end = start + n * size
         one = [t[start:end].unflatten(0, (n, size)) for t in flat]
-        parts.append(_rows(one[0], one[1], one[2], plain, scale, slopes, dropout).reshape(n * size, *q.shape[2:3], -1))
+        if bias is None:
+            y = _rows(one[0], one[1], one[2], plain, scale, slopes, dropout)
+        else:
+            heads_first = [t.transpose(1, 2) for t in one]
+            y = sdpa(*heads_first, bias[:, :, :size, :size], False, scale, dropout).transpose(1, 2)
+        parts.append(y.reshape(n * size, *q.shape[2:3], -1))
         start, i = end, i + n
     y = torch.cat(parts) if len(parts) != 1 else parts[0]
     if place is not None:
         y = y.new_zeros(batch * length, *y.shape[1:]).index_copy(0, place, y)
     return y.unflatten(0, (batch, length))
+
+
+def _bias_of_all(layout: Layout, slopes: Slopes | None, longest: int, like: Tensor) -> Tensor | None:
+    """ALiBi's bias [1, H, longest, longest], whose corner serves every shorter document: once for all layers.
+
+    None where a document is so long that the view of a vector, which costs two reversals a call, is the cheaper.
+    """
+    if slopes is None or longest > _BIAS_UP_TO or layout.kind not in ("causal", "full"):
+        return None
+    reach = (longest, 0) if layout.kind == "causal" else (longest, longest)
+    return shared(
+        layout,
+        ("bias", slopes, longest, like.dtype, like.device),
+        lambda: _dense_reach(longest, longest, 0, reach, slopes, like.device)[None].to(like.dtype),
+    )
 
 
 # --- FlexAttention

@@ -177,8 +177,10 @@ def replay(case: Case) -> dict[str, Tensor]:
 
 def _stages(model: DNABERT2, ids: Tensor, valid: Tensor) -> dict[str, Tensor]:
     """Every layer's stages at the valid tokens in row-major order, without packing."""
-    modules, heads = {}, {}
-    for i, layer in enumerate(model.backbone.layers):
+    modules: dict[str, torch.nn.Module] = {}
+    heads: dict[str, torch.nn.Module] = {}
+    layers: list[Any] = list(model.backbone.layers)
+    for i, layer in enumerate(layers):
         modules |= {f"layer{i}_attn_out": layer.norm1, f"layer{i}_out": layer}
         assert isinstance(layer.mixer, Attention)
         heads[f"layer{i}_attn"] = layer.mixer.out_proj

@@ -120,8 +120,8 @@ def _variants(model: GENERator, case: Case) -> dict[str, Tensor]:
     tokenizer = KmerTokenizer(KmerTokenizerConfig())
     texts = [text.lstrip("N") for text in case.meta["sequences"]]
     texts = ["<s>" + text[len(text) % 6 :] for text in texts]
-    ids, valid = tokenizer.encode_batch(texts, pad_side="left", add_special=False)
-    ids, valid = torch.from_numpy(ids), torch.from_numpy(valid)
+    rows, real = tokenizer.encode_batch(texts, pad_side="left", add_special=False)
+    ids, valid = torch.from_numpy(rows), torch.from_numpy(real)
     logits = model(ids, valid)[:, -1]
     alleles = torch.tensor([[LETTERS.index(a) for a in pair] for pair in case.meta["ref_alt"]])
     ref, alt = alleles.unbind(1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -195,7 +195,7 @@ def _from_hf(official: Mapping[str, Any], what: str) -> dict[str, Any]:
 
 def _rope_from_hf(official: Mapping[str, Any], what: str) -> RotaryConfig:
     scaling = dict(official.get("rope_parameters") or official.get("rope_scaling") or {})
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    kind = str(scaling.get("rope_type", scaling.get("type", "default")))
     base = float(scaling.get("rope_theta", official.get("rope_theta", 10000.0)))
     if kind == "default":
         return RotaryConfig(base=base)
@@ -308,7 +308,7 @@ def config_to_official(config: DecoderConfig, **extra: Any) -> dict[str, Any]:
     return {**official, **extra}
 
 
-def padding_of(official: Mapping[str, Any]) -> str:
+def padding_of(official: Mapping[str, Any]) -> Literal["eager", "sdpa"]:
     """`sdpa` where the config names that attention, else `eager`: they differ at padding that has no past."""
     name = official.get("attn_implementation") or official.get("_attn_implementation")
     return "sdpa" if name == "sdpa" else "eager"

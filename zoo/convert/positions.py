@@ -18,7 +18,7 @@ def replay_giraffe(case: Case) -> dict[str, Tensor]:
     """Frequencies, cosines and sines of every combination of options."""
     dim, base = int(case.config["dim"]), float(case.config.get("base", 10000.0))
     position = case.inputs["positions"]
-    out = {}
+    out: dict[str, Tensor] = {}
     for i, options in enumerate(case.config["options"]):
         scheme = giraffe_options(options, base)
         cos, sin = rotary(scheme, dim, position)

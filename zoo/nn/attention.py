@@ -7,7 +7,7 @@ and values (DiffQKV): Lin et al. 2025, arXiv:2501.13629, §2.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +89,7 @@ class Attention(Mixer):
         ConfigError: d_model is not a multiple of heads and head_dim is not given, or rope does not fit the head.
     """
 
-    Config: ClassVar[type] = AttentionConfig
+    Config = AttentionConfig
 
     def __init__(self, d_model: int, config: AttentionConfig, layer_index: int = 0) -> None:
         super().__init__()

@@ -399,8 +399,8 @@ def _documents(
         if bias is None:
             y = _rows(one[0], one[1], one[2], plain, scale, slopes, dropout)
         else:
-            heads_first = [t.transpose(1, 2) for t in one]
-            y = sdpa(*heads_first, bias[:, :, :size, :size], False, scale, dropout).transpose(1, 2)
+            qd, kd, vd = (t.transpose(1, 2) for t in one)
+            y = sdpa(qd, kd, vd, bias[:, :, :size, :size], False, scale, dropout).transpose(1, 2)
         parts.append(y.reshape(n * size, *q.shape[2:3], -1))
         start, i = end, i + n
     y = torch.cat(parts) if len(parts) != 1 else parts[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,8 @@ def pack(layout: Layout, backbone: Backbone, ids: Tensor) -> Packed | None:
     kept = layout.valid
     if kept is None or layout.kind not in ("causal", "full", "window") or torch.compiler.is_compiling():
         return None
-    if not all(layer.mixer.info.packing for layer in backbone.layers):
+    mixers: list[Any] = [layer.mixer for layer in backbone.layers]
+    if not all(mixer.info.packing for mixer in mixers):
         return None
     if not (ids.device.type == "cpu" or batch * length >= _FLEX_FROM):
         return None

@@ -9,8 +9,6 @@ streaming kernel, and queries are taken in blocks.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -46,7 +44,7 @@ class SoftplusAttention(Attention):
         ConfigError: ALiBi, whose penalties softplus does not turn into factors.
     """
 
-    Config: ClassVar[type] = SoftplusAttentionConfig
+    Config = SoftplusAttentionConfig
     config: SoftplusAttentionConfig
 
     def __init__(self, d_model: int, config: SoftplusAttentionConfig, layer_index: int = 0) -> None:

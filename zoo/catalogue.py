@@ -86,6 +86,15 @@ CONVERTERS = {
 
 # parity cases: system -> function that runs a case
 REPLAYS = {
+    "streaming-llm": "zoo.convert.streaming_llm:replay",
+    "lm-infinite": "zoo.convert.lm_infinite:replay",
+    "h2o": "zoo.convert.h2o:replay",
+    "token-recycling": "zoo.convert.token_recycling:replay",
+    "spectr": "zoo.convert.spectr:replay",
+    "rsd": "zoo.convert.rsd:replay",
+    "optimal-tree": "zoo.convert.optimal_tree:replay",
+    "lookahead": "zoo.convert.lookahead:replay",
+    "set-based-prompting": "zoo.convert.set_based_prompting:replay",
     "giraffe": "zoo.convert.positions:replay_giraffe",
     "v2pe": "zoo.convert.positions:replay_v2pe",
     "metagene": "zoo.convert.metagene:replay",

@@ -23,15 +23,15 @@ class Verdict:
     """What a forward pass said about a draft.
 
     Attributes:
-        root: the emitted token the draft hangs on; None for the prompt.
-        draft: the guesses (for the prompt: its tokens as a chain).
-        logits: [n + 1, V] unwarped, after the root and each guess; for the prompt [1, V], after its last token.
+        root: the token the draft hangs on: the last emitted one, or the prompt's last.
+        draft: the guesses.
+        logits: [n + 1, V] unwarped, after the root and each guess.
         hidden: [n + 1, D] last hidden states, for trained drafters; None where they were not kept.
         path: accepted guesses.
         emitted: tokens that came out of this pass.
     """
 
-    root: int | None
+    root: int
     draft: Draft
     logits: Tensor
     hidden: Tensor | None
@@ -108,18 +108,17 @@ def optimal_tree(accuracy: Tensor, size: int) -> list[Path]:
         size: nodes.
     """
     depth, ranks = accuracy.shape
-    rows = accuracy.double().tolist()
     found: list[tuple[float, Path]] = []
 
-    def grow(path: Path, product: float) -> None:
+    def grow(path: Path, product: Tensor) -> None:
         for rank in range(ranks):
-            value = product * rows[len(path)][rank]
+            value = product * accuracy[len(path), rank]
             longer = (*path, rank)
-            found.append((value, longer))
+            found.append((float(value), longer))
             if len(longer) < depth:
                 grow(longer, value)
 
-    grow((), 1.0)
+    grow((), torch.ones((), dtype=accuracy.dtype))
     return [path for _, path in sorted(found, key=lambda item: -item[0])[:size]]
 
 
@@ -143,7 +142,6 @@ class TokenTable:
     Attributes:
         table: [V, width] int64, successors by rank; zeros until something is learned.
         tree: the guesses made each time.
-        learn_prompt: refresh the row of the prompt's last token too.
     """
 
     def __init__(
@@ -155,7 +153,6 @@ class TokenTable:
     ) -> None:
         self.table = torch.zeros(vocab_size, width, dtype=torch.long)
         self.tree = Tree.of(tree)
-        self.learn_prompt = learn_prompt
         self._cuts: dict[int, Tree] = {}
 
     def session(self, prompt: Sequence[int], noise: Noise) -> TokenTable:
@@ -178,10 +175,7 @@ class TokenTable:
         return tokens
 
     def observe(self, verdict: Verdict) -> None:
-        if verdict.root is None and not self.learn_prompt:
-            return
-        drafted = verdict.draft.tokens
-        tokens = drafted[-1:] if verdict.root is None else [verdict.root, *drafted]
+        tokens = [verdict.root, *verdict.draft.tokens]
         best = verdict.logits.topk(self.table.shape[1], dim=-1).indices.cpu()
         for token, row in zip(tokens, best, strict=True):  # in order: of equal tokens the last one counts
             self.table[token] = row

@@ -170,6 +170,7 @@ def generate(
     *,
     negative: Tensor | None = None,
     seeds: Sequence[int] | None = None,
+    segments: Sequence[int] | None = None,
     warpers: Sequence[Warper] = (),
     stop: Sequence[StopRule] = (),
     draft: DraftStrategy | None = None,
@@ -188,6 +189,8 @@ def generate(
         negative: [B or 1, L'] prompts without the condition, for guidance.
         seeds: one for each sequence of the result, in place of those derived from config.seed: a sequence then comes
             out the same in any batch.
+        segments: lengths of a prefix, of segments that do not see each other, and of a suffix, which make up every
+            prompt: the order of the segments changes nothing (set-based prompting).
         warpers: further samplers, before those of the config (constraints).
         stop: further rules: each gets the new tokens of a sequence and says whether it has ended.
         draft: guesses to be verified several at a time.
@@ -203,12 +206,14 @@ def generate(
     cfg = config or GenerateConfig()
     ids, valid = _left(ids, valid)
     _check(model, cfg, ids, negative, draft, policy, seeds)
+    if segments is not None and not (valid is None and negative is None and draft is None and policy is None):
+        raise ZooError("`segments` go with prompts of one length, and without drafts, guidance or a cache policy")
     total = len(ids) * cfg.num_return_sequences
     seeds = [mix(cfg.seed ^ mix(i)) for i in range(total)] if seeds is None else list(seeds)
     training = model.training
     model.eval()
     try:
-        run = _Run(model, cfg, list(warpers), list(stop), draft, rule, policy, on_tokens, lean)
+        run = _Run(model, cfg, list(warpers), list(stop), draft, rule, policy, on_tokens, lean, segments)
         if _one_by_one(model, valid, draft, policy):
             return _each(run, ids, valid, negative, seeds)
         return run(ids, valid, negative, seeds)
@@ -227,6 +232,7 @@ class _Run:
     policy: CachePolicy | None
     on_tokens: OnTokens | None
     lean: bool
+    segments: Sequence[int] | None = None
 
     def __call__(self, ids: Tensor, valid: Tensor | None, negative: Tensor | None, seeds: list[int]) -> Generated:
         cfg, copies = self.config, self.config.num_return_sequences
@@ -249,12 +255,14 @@ class _Run:
             scheme: Any = Blocks(target, rows, cfg.block)
             scheme.start(ids, copies)
         else:
-            logits = target.prefill(ids, valid, cfg.prefill_chunk)
+            logits = self._prefill(target, ids, valid)
+            last = ids[:, -1]
             if copies > 1:
-                target.select(torch.arange(len(prompts), device=ids.device).repeat_interleave(copies))
-                logits = logits.repeat_interleave(copies, 0)
+                index = torch.arange(len(prompts), device=ids.device).repeat_interleave(copies)
+                target.select(index)
+                logits, last = None if logits is None else logits[index], last[index]
             scheme = LeftToRight(target, rows, self.draft, self.rule, inner.capacity, longest)
-            scheme.start(logits)
+            scheme.start(logits, last)
         filled = time.perf_counter()
         decode(scheme, scheme.run)
         stats = Stats(
@@ -266,6 +274,17 @@ class _Run:
             state_bytes=inner.state.nbytes(),
         )
         return _result(rows, cfg.pad_id, ids.device, stats)
+
+    def _prefill(self, target: Any, ids: Tensor, valid: Tensor | None) -> Tensor | None:
+        """Logits after the prompts; None with drafts, whose first root is the last prompt token."""
+        chunk = self.config.prefill_chunk
+        if self.segments is not None:
+            return target.prefill_set(ids, self.segments)
+        if self.draft is None:
+            return target.prefill(ids, valid, chunk)
+        if ids.shape[1] > 1:
+            target.prefill(ids[:, :-1], None if valid is None else valid[:, :-1], chunk)
+        return None
 
 
 def _each(run: _Run, ids: Tensor, valid: Tensor | None, negative: Tensor | None, seeds: list[int]) -> Generated:
@@ -298,7 +317,8 @@ def _each(run: _Run, ids: Tensor, valid: Tensor | None, negative: Tensor | None,
 def _one_by_one(model: Any, valid: Tensor | None, draft: Any, policy: Any) -> bool:
     if policy is not None:
         return valid is not None
-    return draft is not None and not ModelTarget(model, 1, 1, None, False).trees
+    single = valid is not None and int(valid.sum(1).min()) < 2  # nothing to consume before the first root
+    return draft is not None and (single or not ModelTarget(model, 1, 1, None, False).trees)
 
 
 def _pairs(ids: Tensor, valid: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:

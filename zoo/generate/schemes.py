@@ -146,15 +146,13 @@ class LeftToRight:
             self.sessions = [draft.session(p, noise) for p, noise in zip(rows.prompts, noises, strict=True)]
         self.last = torch.zeros(0)  # [B] tokens that the model has not consumed yet
 
-    def start(self, logits: Tensor) -> None:
-        """Emit the first tokens, from the logits [B, V] after the prompts."""
-        chosen, logprobs = self.rows.choose(logits, self.rows.active)
-        if self.sessions is not None:
-            for row, session in enumerate(self.sessions):
-                prompt = self.rows.prompts[row]
-                chain = Draft(list(prompt), list(range(-1, len(prompt) - 1)))
-                session.observe(Verdict(None, chain, logits[row : row + 1], None, [], [int(chosen[row])]))
-        self._emit([[token] for token in chosen.tolist()], [[p] for p in logprobs], chosen)
+    def start(self, logits: Tensor | None, last: Tensor) -> None:
+        """Begin after the prompts, from the logits [B, V] after them; or, where the last prompt tokens *last* [B] are
+        not consumed yet (they are the first drafts' roots), without."""
+        self.last = last
+        if logits is not None:
+            chosen, logprobs = self.rows.choose(logits, self.rows.active)
+            self._emit([[token] for token in chosen.tolist()], [[p] for p in logprobs], chosen)
 
     def next(self) -> TreeWork | None:
         rows = self.rows

@@ -6,7 +6,7 @@ of its paths, run from copies of the state; the accepted path is then run again,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from zoo.errors import ZooError
 from zoo.generate.lean import LeanDecoder
+from zoo.generate.prompts import branches
 from zoo.nn.kv import KVState, RingState
 from zoo.nn.layout import Layout
 from zoo.nn.policy import CachePolicy, managed
@@ -27,6 +28,7 @@ class ModelTarget:
         state: what the layers remember; B rows.
         trees: drafts are taken back from the states themselves, so rows may keep different numbers of tokens.
         forwards: passes so far.
+        shift: added to the number of cached tokens to give the position of the next one.
 
     Args:
         model: a SequenceModel with a language-model head.
@@ -49,6 +51,7 @@ class ModelTarget:
         full = isinstance(self.state, Stack) and all(isinstance(layer, KVState) for layer in self.state.layers)
         self.lean = LeanDecoder(model) if lean and full and LeanDecoder.fits(model) else None
         self.forwards = 0
+        self.shift = 0
         self.hidden: Tensor | None = None
         self._open: tuple[Tensor, list[list[int]], Any] | None = None  # a tree run by paths
 
@@ -63,6 +66,27 @@ class ModelTarget:
         self.hidden = hidden[:, -1:]
         return self._head(self.hidden)[:, 0]
 
+    def prefill_set(self, ids: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Consume prompts [B, L] of a prefix, segments that do not see each other, and a suffix of these *lengths*.
+
+        The segments are a draft's branches that all stay, so their order changes nothing (set-based prompting).
+
+        Raises:
+            ZooError: lengths that do not fit, or a model that is not attention throughout.
+        """
+        prefix, *segments, suffix = lengths
+        if sum(lengths) != ids.shape[1] or min(prefix, suffix) < 1:
+            raise ZooError(f"segments {list(lengths)} must sum to the {ids.shape[1]} tokens, both ends at least 1")
+        if not self.trees:
+            raise ZooError("a set of segments needs a model whose layers are all attention")
+        self.prefill(ids[:, :prefix])
+        inner = sum(segments)
+        if inner:
+            self.tree(ids[:, prefix : prefix + inner], branches(segments).to(ids.device))
+            self.commit(torch.arange(inner, device=ids.device).expand(len(ids), -1))
+            self.shift = max(segments) - inner
+        return self.append(ids[:, prefix + inner :])[:, -1]
+
     def _head(self, hidden: Tensor) -> Tensor:
         """Logits over the tokens that mean something: rows that only fill up the embedding are cut off."""
         return self.model.forward_head(hidden)[..., : self.model.config.vocab_size]
@@ -74,10 +98,14 @@ class ModelTarget:
     def append(self, tokens: Tensor) -> Tensor:
         """Consume tokens [B, n], all of which stay: logits [B, n, V]."""
         self.forwards += 1
-        if self.lean is not None and tokens.shape[1] == 1:
+        if self.lean is not None and tokens.shape[1] == 1 and not self.shift:
             self.hidden = self.lean(tokens, self.state)
         else:
-            self.hidden, self.state = self.model.forward_features(tokens, Layout("causal"), self.state)
+            layout = Layout("causal")
+            if self.shift:
+                place = self.state.layers[0].length + self.shift + torch.arange(tokens.shape[1], device=tokens.device)
+                layout = Layout("causal", position=place.expand(len(tokens), -1))
+            self.hidden, self.state = self.model.forward_features(tokens, layout, self.state)
         return self._head(self.hidden)
 
     def block(self, tokens: Tensor) -> Tensor:

@@ -19,10 +19,12 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
 SPLIT_FROM = 1 << 13  # below this length one padded transform of the whole block is as fast
 
 
@@ -169,7 +171,7 @@ class _Pool:
 _pool = _Pool()
 
 
-def run_tasks(task: Callable[[slice], None], items: Iterable[slice]) -> None:
+def run_tasks(task: Callable[[T], None], items: Iterable[T]) -> None:
     """Run *task* on every item, side by side on as many threads as PyTorch may use. No autograd inside."""
     items, threads = list(items), torch.get_num_threads()
     if threads < 2 or len(items) < 2:
@@ -179,7 +181,7 @@ def run_tasks(task: Callable[[slice], None], items: Iterable[slice]) -> None:
 
     inference = torch.is_inference_mode_enabled()
 
-    def bare(item: slice) -> None:
+    def bare(item: T) -> None:
         with torch.inference_mode(inference), torch.no_grad():  # both modes belong to the thread
             task(item)
 

@@ -71,6 +71,21 @@ def test_perceptual_loss_needs_its_weights(tmp_path: Path) -> None:
     assert loss(a, a).item() == 0
 
 
+def test_lpips_from_its_two_published_files(tmp_path: Path) -> None:
+    from torchvision.models import vgg16
+
+    whole, heads, vgg = LPIPS(), tmp_path / "vgg.pth", tmp_path / "vgg16.pth"
+    network = vgg16(weights=None)
+    torch.save({f"lin{i}.model.1.weight": head.weight.data for i, head in enumerate(whole.heads)}, heads)
+    torch.save(network.state_dict(), vgg)
+    with pytest.raises(ZooError, match="vgg_weights"):
+        PerceptualLoss(PerceptualConfig(lpips=1.0, lpips_weights=str(heads)))
+    loss = PerceptualLoss(PerceptualConfig(lpips=1.0, lpips_weights=str(heads), vgg_weights=str(vgg)))
+    x = torch.rand(1, 3, 32, 32)
+    assert torch.allclose(loss.lpips.features(x)[-1], network.features[:30](x), atol=1e-5)
+    assert torch.equal(loss.lpips.heads[2].weight, whole.heads[2].weight)
+
+
 def test_no_terms_cost_nothing() -> None:
     assert PerceptualLoss(PerceptualConfig())(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8)) == 0
 

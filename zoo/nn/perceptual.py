@@ -80,17 +80,20 @@ class PerceptualConfig:
     Attributes:
         lpips: weight of LPIPS, 0 leaves it out.
         convnext: weight of the mean squared error between ConvNeXt-S logits at 224 pixels, 0 leaves it out.
-        lpips_weights: safetensors or pickle file of LPIPS (VGG-16 and linear heads, official or our names).
+        lpips_weights: safetensors or pickle file of LPIPS (official or our names), whole or its linear heads alone,
+            as the published `vgg.pth` has them.
+        vgg_weights: torchvision's VGG-16 file, where the other holds the heads alone.
         convnext_weights: file of torchvision's convnext_small.
-        lpips_sha256: of that file; "" accepts any.
-        convnext_sha256: of that file; "" accepts any.
+        lpips_sha256, vgg_sha256, convnext_sha256: of the files; "" accepts any.
     """
 
     lpips: float = 0.0
     convnext: float = 0.0
     lpips_weights: str = ""
+    vgg_weights: str = ""
     convnext_weights: str = ""
     lpips_sha256: str = ""
+    vgg_sha256: str = ""
     convnext_sha256: str = ""
 
 
@@ -108,7 +111,10 @@ class PerceptualLoss(nn.Module):
         self.convnext: nn.Module | None = None
         if config.lpips:
             self.lpips = LPIPS()
-            self.lpips.load_state_dict(_lpips_state(_read(config.lpips_weights, config.lpips_sha256, "lpips")))
+            state = _lpips_state(_read(config.lpips_weights, config.lpips_sha256, "lpips"))
+            if config.vgg_weights:
+                state |= _vgg_state(_read(config.vgg_weights, config.vgg_sha256, "vgg"))
+            _load_lpips(self.lpips, state)
         if config.convnext:
             from torchvision.models import convnext_small
 
@@ -156,6 +162,28 @@ def _lpips_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
         module, _, leaf = key.rpartition(".")
         out[f"{names.get(module, module.removeprefix('scaling_layer'))}.{leaf}".lstrip(".")] = value
     return out
+
+
+def _vgg_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The convolutions of torchvision's VGG-16 under our names; its classifier is not used."""
+    names = {a.rpartition(".")[2]: b for a, b in lpips_names() if a.startswith("net.")}
+    out = {}
+    for key, value in state.items():
+        part, index, leaf = (*key.split("."), "", "")[:3]
+        if part == "features" and index in names:
+            out[f"{names[index]}.{leaf}"] = value
+    return out
+
+
+def _load_lpips(model: LPIPS, state: dict[str, Tensor]) -> None:
+    constants = {"shift", "scale"}
+    wanted = set(model.state_dict())
+    missing, extra = wanted - constants - set(state), set(state) - wanted
+    if missing or extra:
+        first = sorted(missing or extra)[0]
+        hint = "; name torchvision's VGG-16 file as 'vgg_weights'" if first.startswith("features.") and missing else ""
+        raise ZooError(f"the LPIPS weights {'lack' if missing else 'hold the unknown'} '{first}'{hint}")
+    model.load_state_dict({name: model.state_dict()[name] for name in constants} | state)
 
 
 def _read(path: str, sha256: str, term: str) -> dict[str, Tensor]:

@@ -193,7 +193,8 @@ class FlexTokDecoder(nn.Module):
         """[B] -> [B, D], in float32 up to the first linear layer."""
         half = self.config.time_frequencies // 2
         rates = torch.exp(-math.log(self.config.time_period) * torch.arange(half, device=t.device) / half)
-        angle = (t.float() * 1000.0 / self.config.time_max)[:, None] * rates
+        # the rates are scaled rather than the time: angles reach 1000, where the order of rounding shows
+        angle = t.float()[:, None] * (rates * (1000.0 / self.config.time_max))
         return self.time_embed(torch.cat([angle.cos(), angle.sin()], -1).to(self.proj_out.weight.dtype))
 
     def forward(

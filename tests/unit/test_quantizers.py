@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -108,6 +109,9 @@ def test_lfq_closed_forms_equal_brute_force(spherical: bool, big_endian: bool) -
     assert torch.allclose(result.parts["sample_entropy"], -(p * p.log()).sum(-1).mean(), atol=1e-5)
     mean = p.mean(0)
     assert torch.allclose(result.parts["batch_entropy"], -(mean * (mean + 1e-5).log()).sum(), atol=1e-5)
+    enumerated = LFQ(replace(lfq.config, factorized=False))(z)
+    for name, value in result.parts.items():
+        assert torch.allclose(enumerated.parts[name], value, atol=1e-5), name
     assert torch.allclose(lfq.lookup(result.ids), result.codes, atol=1e-6)
     first_bit = lfq.lookup(torch.tensor([1]))[0] > 0
     assert first_bit.tolist() == ([False] * 4 + [True] if big_endian else [True] + [False] * 4)

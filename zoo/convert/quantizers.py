@@ -57,6 +57,7 @@ def lfq_config_from_official(official: dict[str, Any]) -> LFQConfig:
         temperature=official.get("temperature", 0.01),
         sample_entropy=official.get("sample_minimization_weight", 1.0),
         batch_entropy=official.get("batch_maximization_weight", 1.0),
+        factorized=official["dim"] > 14,  # beyond that the table of all codes does not fit
     )
 
 

@@ -26,6 +26,8 @@ class LFQConfig:
         entropy: weight of that difference in the loss.
         commitment: weight of mean((z - sg(code))²) in the loss.
         spherical: BSQ: normalise z to length 1, codes are ±1/sqrt(dim).
+        factorized: compute the entropies bit by bit; False enumerates all 2^dim codes, as Open-MAGVIT2 does. They
+            differ by the rounding of the latter alone, whose logits reach hundreds.
         big_endian: bit 0 is the most significant one (vector-quantize-pytorch); Open-MAGVIT2's weights need False.
     """
 
@@ -36,6 +38,7 @@ class LFQConfig:
     entropy: float = 1.0
     commitment: float = 0.25
     spherical: bool = False
+    factorized: bool = True
     big_endian: bool = False
 
 
@@ -75,6 +78,8 @@ class LFQ(nn.Module):
         The softmax over sign vectors is a product of independent bits. So the first is a sum over bits, and the
         second comes from one matrix product of two half-codebooks: 2^18 codes need no [N, 2^18] table.
         """
+        if not self.config.factorized:
+            return self._enumerated(z.reshape(-1, self.dim))
         logits = 4 * self.scale * z.reshape(-1, self.dim) / self.config.temperature  # of bit 1 against bit 0
         log_on, log_off = F.logsigmoid(logits), F.logsigmoid(-logits)
         sample = -(log_on.exp() * log_on + log_off.exp() * log_off).sum(-1).mean()
@@ -82,6 +87,13 @@ class LFQ(nn.Module):
         left, right = (_product(half) for half in pairs.split([self.dim // 2, self.dim - self.dim // 2], dim=1))
         mean = left.T @ right / len(logits)
         return sample, -(mean * (mean + 1e-5).log()).sum()
+
+    def _enumerated(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        codes = self.lookup(torch.arange(self.vocab_size, device=z.device))
+        logits = 2 * z @ codes.T / self.config.temperature
+        p, log_p = torch.softmax(logits, -1), torch.log_softmax(logits + 1e-5, -1)
+        mean = p.mean(0)
+        return -(p * log_p).sum(-1).mean(), -(mean * (mean + 1e-5).log()).sum()
 
     def lookup(self, ids: Tensor) -> Tensor:
         """[...] int -> [..., D] codes."""

@@ -61,12 +61,18 @@ def short_conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, history: Ten
     return (y if bias is None else y + bias.to(x.dtype)), window[:, 1:]
 
 
-def _slices(x: Tensor) -> list[tuple[int, slice]]:
-    """(sample, positions) of each task."""
+def _slices(x: Tensor) -> list[tuple[slice, slice]]:
+    """(samples, positions) of each task: several short samples, or a part of a long one."""
     batch, length, channels = x.shape
-    rows = max(1, min(length, SLICE // max(channels, 1))) if x.device.type == "cpu" else max(length, 1)
-    starts = range(0, length, rows)
-    return [(b, slice(start, min(start + rows, length))) for b in range(batch) for start in starts]
+    if x.device.type != "cpu":
+        return [(slice(0, batch), slice(0, length))]
+    rows = max(1, min(length, SLICE // max(channels, 1)))
+    samples = max(1, SLICE // max(length * channels, 1))
+    return [
+        (slice(b, min(b + samples, batch)), slice(start, min(start + rows, length)))
+        for b in range(0, batch, samples)
+        for start in range(0, length, rows)
+    ]
 
 
 def _work(x: Tensor) -> torch.dtype:
@@ -74,13 +80,13 @@ def _work(x: Tensor) -> torch.dtype:
 
 
 def _window(x: Tensor, history: Tensor | None, span: slice, taps: int, work: torch.dtype) -> Tensor:
-    """Inputs of one sample [L, C] on *span* and K-1 before it, with its history (or zeros) before position 0."""
+    """Inputs of samples [B, L, C] on *span* and K-1 before it, with their history (or zeros) before position 0."""
     start, stop = span.start, span.stop
     first = start - (taps - 1)
     if first >= 0:
-        return x[first:stop].to(work)
-    past = x.new_zeros(taps - 1, x.shape[1]) if history is None else history
-    return torch.cat([past[taps - 1 + first :].to(work), x[max(first, 0) : stop].to(work)])
+        return x[:, first:stop].to(work)
+    past = x.new_zeros(x.shape[0], taps - 1, x.shape[2]) if history is None else history
+    return torch.cat([past[:, taps - 1 + first :].to(work), x[:, max(first, 0) : stop].to(work)], dim=1)
 
 
 @torch.library.custom_op("zoo::short_conv", mutates_args=())
@@ -91,14 +97,14 @@ def _short_conv(x: Tensor, weight: Tensor, bias: Tensor | None, history: Tensor 
     base = torch.zeros((), dtype=work, device=x.device) if bias is None else bias.to(work)
     y = x.new_empty(batch, length, channels)
 
-    def task(item: tuple[int, slice]) -> None:
+    def task(item: tuple[slice, slice]) -> None:
         b, span = item
         size = span.stop - span.start
         window = _window(x[b], None if history is None else history[b], span, taps, work)
-        out = y[b, span] if y.dtype == work else y.new_empty(size, channels, dtype=work)
-        torch.addcmul(base, window[:size], rows[0], out=out)
+        out = y[b, span] if y.dtype == work else y.new_empty(y[b, span].shape, dtype=work)
+        torch.addcmul(base, window[:, :size], rows[0], out=out)
         for j in range(1, taps):
-            out.addcmul_(window[j : j + size], rows[j])
+            out.addcmul_(window[:, j : j + size], rows[j])
         if y.dtype != work:
             y[b, span] = out
 
@@ -121,22 +127,22 @@ def _short_conv_backward(
     dx, slices = x.new_empty(batch, length, channels), _slices(x)
     sums = torch.zeros(len(slices), taps + 1, channels, dtype=work, device=x.device)  # of each slice: taps, then bias
 
-    def task(item: tuple[int, tuple[int, slice]]) -> None:
+    def task(item: tuple[int, tuple[slice, slice]]) -> None:
         number, (b, span) = item
         size = span.stop - span.start
         window = _window(x[b], None if history is None else history[b], span, taps, work)
         ahead = g[b, span.start : min(span.stop + taps - 1, length)].to(work)  # gradients that these inputs reach
-        out = dx[b, span] if dx.dtype == work else dx.new_empty(size, channels, dtype=work)
-        torch.mul(ahead[:size], rows[taps - 1], out=out)
+        out = dx[b, span] if dx.dtype == work else dx.new_empty(dx[b, span].shape, dtype=work)
+        torch.mul(ahead[:, :size], rows[taps - 1], out=out)
         for j in range(taps - 1):
-            reach = ahead[taps - 1 - j : taps - 1 - j + size]
-            out[: reach.shape[0]].addcmul_(reach, rows[j])
+            reach = ahead[:, taps - 1 - j : taps - 1 - j + size]
+            out[:, : reach.shape[1]].addcmul_(reach, rows[j])
         if dx.dtype != work:
             dx[b, span] = out
-        product = torch.empty_like(ahead[:size])
+        product = torch.empty_like(ahead[:, :size])
         for j in range(taps):
-            torch.sum(torch.mul(ahead[:size], window[j : j + size], out=product), 0, out=sums[number, j])
-        torch.sum(ahead[:size], 0, out=sums[number, taps])
+            torch.sum(torch.mul(ahead[:, :size], window[:, j : j + size], out=product), (0, 1), out=sums[number, j])
+        torch.sum(ahead[:, :size], (0, 1), out=sums[number, taps])
 
     run_tasks(task, list(enumerate(slices)))
     *drows, dbias = sums.sum(0).unbind()

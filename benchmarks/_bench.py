@@ -18,14 +18,18 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 
 
-def timed(fn: Callable[[], Any], *, budget: float = 2.0, least: int = 3, most: int = 50) -> tuple[float, float]:
+def timed(
+    fn: Callable[[], Any], *, budget: float = 2.0, least: int = 3, most: int = 50, warm: bool = False
+) -> tuple[float, float]:
     """Milliseconds of wall clock and of processor time of one call: the least of each over repeats after a warm-up.
 
     Args:
         fn: the work; its result is dropped.
         budget: seconds to go on repeating, unless *least* or *most* repeats decide.
+        warm: the work has run before in this process.
     """
-    fn()
+    if not warm:
+        fn()
     wall, cpu, began, count = float("inf"), float("inf"), time.perf_counter(), 0
     while count < least or (count < most and time.perf_counter() - began < budget):
         t, c = time.perf_counter(), time.process_time()

@@ -11,6 +11,8 @@ in `zoo.nn.spectra`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -123,7 +125,7 @@ def _long_conv(u: Tensor, k: Tensor, skip: Tensor | None, bidirectional: bool) -
         source = _stage(u[:, block], plan)
         target = torch.empty_like(source) if _channels_last(y) else y[:, block]
         filters, direct = k[..., block, :], None if skip is None else skip[block].to(plan.dtype)
-        for channels, batches in _pieces(*source.shape[:2], together, samples):
+        for channels, batches in _pieces(len(source), source.shape[1], together, samples):
             spectrum = None
             for rows in batches:
                 if spectrum is None or k.ndim == 3:
@@ -157,7 +159,7 @@ def _long_conv_backward(
         above, source = _stage(g[:, block], plan), _stage(u[:, block], plan) if need_k else u[:, block]
         target = torch.empty_like(above) if _channels_last(u) and need_u else du[:, block] if need_u else du
         filters, direct = k[..., block, :], None if skip is None else skip[block].to(plan.dtype)
-        for channels, batches in _pieces(*source.shape[:2], together, samples):
+        for channels, batches in _pieces(len(source), source.shape[1], together, samples):
             spectrum, total = None, None
             for rows in batches:
                 arriving = plan.spectrum(above[rows, channels].to(plan.dtype))
@@ -190,12 +192,12 @@ def _(g: Tensor, u: Tensor, k: Tensor, skip: Tensor | None, need_u: bool, need_k
     return torch.empty_like(u) if need_u else u.new_empty(0), dk
 
 
-def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
+def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
     u, k, skip, _ = inputs
     ctx.save_for_backward(u, k, skip)
 
 
-def _backward(ctx: torch.autograd.function.FunctionCtx, g: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     u, k, skip = ctx.saved_tensors
     need_u, need_k, need_skip, _ = ctx.needs_input_grad
     du, dk = _long_conv_backward(g, u, k, skip, need_u, need_k or need_skip)
@@ -249,7 +251,7 @@ def _(g: Tensor, signal: Tensor, filters: Tensor, taps: int, need_u: bool, need_
     return torch.empty_like(g) if need_u else g.new_empty(0), dk
 
 
-def _save_kept(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:
+def _save_kept(ctx: Any, inputs: tuple, output: tuple) -> None:
     u, k, skip, _ = inputs
     ctx.lag0, ctx.taps, ctx.dtypes = (
         k.shape[-1] - u.shape[-1],
@@ -260,7 +262,7 @@ def _save_kept(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: 
     ctx.save_for_backward(*output[1:])
 
 
-def _backward_kept(ctx: torch.autograd.function.FunctionCtx, g: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+def _backward_kept(ctx: Any, g: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     need_u, need_k, need_skip, _ = ctx.needs_input_grad
     if g is None:
         return None, None, None, None

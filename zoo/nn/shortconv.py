@@ -8,6 +8,8 @@ in the cache replace the library's grouped convolution, whose CPU backward costs
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -161,13 +163,13 @@ def _(g: Tensor, x: Tensor, weight: Tensor, history: Tensor | None) -> tuple[Ten
     return x.new_empty(x.shape), weight.new_empty(weight.shape), x.new_empty(x.shape[2], dtype=_work(x)), past
 
 
-def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
+def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
     x, weight, bias, history = inputs
     ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.save_for_backward(x, weight, history)
 
 
-def _backward(ctx: torch.autograd.function.FunctionCtx, g: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, history = ctx.saved_tensors
     dx, dweight, dbias, dhistory = _short_conv_backward(g, x, weight, history)
     return (

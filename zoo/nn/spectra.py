@@ -150,7 +150,8 @@ class _Pool:
     """Threads that each run PyTorch single-threaded, so that whole tasks run side by side without barriers."""
 
     def __init__(self) -> None:
-        self.lock, self.size, self.process, self.executor = threading.Lock(), 0, 0, None
+        self.lock, self.size, self.process = threading.Lock(), 0, 0
+        self.executor: ThreadPoolExecutor | None = None
 
     def get(self, size: int) -> ThreadPoolExecutor:
         with self.lock:

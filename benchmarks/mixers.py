@@ -28,8 +28,8 @@ RESULTS = Path(__file__).parent / "results"
 OPTIONS: dict[str, dict[str, Any]] = {
     "attention": {"heads": 2},
     "window": {"heads": 2, "window": 256},
-    "hyena": {"max_len": 65536},
-    "orchid": {"max_len": 65536},
+    "hyena": {},
+    "orchid": {},
     "s4d": {},
     "s4": {},
     "lssl": {"d_state": 32},
@@ -46,10 +46,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 PEERS = ("x-transformers attention", "transformers mamba2")
 
 
-def build(name: str, d_model: int) -> Any:
-    """A function of x [1, L, D] that mixes it."""
-    import torch
-
+def build(name: str, d_model: int, length: int) -> Any:
+    """A layer for up to *length* tokens, and a function of x [1, L, D] that mixes it."""
     if name == "x-transformers attention":
         from x_transformers.x_transformers import Attention
 
@@ -72,10 +70,10 @@ def build(name: str, d_model: int) -> Any:
     from zoo.nn.backbone import make_mixer
     from zoo.nn.layout import Layout
 
-    mixer = make_mixer("attention" if name == "window" else name, d_model, OPTIONS[name])
+    options = {**OPTIONS[name], **({"max_len": length} if name in ("hyena", "orchid") else {})}
+    mixer = make_mixer("attention" if name == "window" else name, d_model, options)
     kind = "full" if "full" in mixer.info.layouts and "causal" not in mixer.info.layouts else "causal"
     layout = Layout("prefix", prefix=512) if name == "jrt" else Layout(kind)  # type: ignore[arg-type]
-    del torch
     return mixer, lambda x: mixer(x, layout)[0]
 
 
@@ -85,7 +83,7 @@ def measure(name: str, length: int, d_model: int, threads: int, budget: float, c
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    module, run = build(name, d_model)
+    module, run = build(name, d_model, length)
     x = torch.randn(1, length, d_model, requires_grad=True)
     weight = torch.randn(1, length, d_model)
 
@@ -100,7 +98,7 @@ def measure(name: str, length: int, d_model: int, threads: int, budget: float, c
     best = once()
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     spent, runs = best, 1
-    while spent < budget and runs < 20:
+    while (spent < budget or (runs < 3 and best < 5)) and runs < 20:  # the first run also warms up
         best, runs = min(best, took := once()), runs + 1
         spent += took
     return {"seconds": best, "peak_mb": peak, "runs": runs, "parameters": sum(p.numel() for p in module.parameters())}
@@ -163,13 +161,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--mixers", default=",".join([*OPTIONS, *PEERS]))
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--update", action="store_true", help="replace only the named mixers in results/mixers.json")
     parser.add_argument("--budget", type=float, default=1.0, help="seconds spent on repeats of one measurement")
     parser.add_argument("--attention-limit", type=int, default=16384, help="longest run of attention and of the peers")
     args = parser.parse_args()
     lengths = [int(n) for n in args.lengths.split(",")]
     names = args.mixers.split(",")
     table: dict[str, dict[str, dict[str, float]]] = {}
-    for name in ["attention", *(n for n in names if n != "attention")]:
+    if args.update:
+        table = json.loads((RESULTS / "mixers.json").read_text())["mixers"]
+    if not args.update and "attention" not in names:
+        names.append("attention")
+    for name in sorted(names, key=lambda n: n != "attention"):  # first: the others are compared with it
         rows: dict[str, dict[str, float]] = {}
         for length in lengths:
             if name in ("attention", *PEERS) and length > args.attention_limit:
@@ -182,7 +185,7 @@ def main() -> None:
             if result is None:
                 break
             rows[str(length)] = result
-            ratio = table.get("attention", rows)[str(length)]["seconds"] / result["seconds"]
+            ratio = (rows if name == "attention" else table["attention"])[str(length)]["seconds"] / result["seconds"]
             print(
                 f"{name:26} {length:7} {result['seconds'] * 1e3:10.1f} ms {result['peak_mb']:8.0f} MB  x{ratio:.2f}",
                 flush=True,

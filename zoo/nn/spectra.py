@@ -49,14 +49,16 @@ class Plain:
         spectrum = self.spectrum(k if k.shape[-1] == self.length else self._wrap(k, 1), conj)
         return spectrum if skip is None else spectrum.add_(skip[:, None])
 
-    def signal(self, spectrum: Tensor) -> Tensor:
-        """The signal [.., L] of a spectrum, which is overwritten."""
-        return torch.fft.irfft(spectrum, n=self.ring)[..., : self.length]
+    def signal(self, spectrum: Tensor, out: Tensor) -> None:
+        """Write the signal [.., L] of a spectrum into *out*; the spectrum may be overwritten."""
+        out.copy_(torch.fft.irfft(spectrum, n=self.ring)[..., : self.length])
 
-    def taps(self, spectrum: Tensor, count: int) -> Tensor:
-        """The filter [.., L or 2L - 1] of a spectrum."""
-        ring = torch.fft.irfft(spectrum, n=self.ring)
-        return ring[..., :count] if count == self.length else self._unwrap(ring, 1)
+    def taps(self, spectrum: Tensor, out: Tensor) -> None:
+        """Write the filter [.., L or 2L - 1] of a spectrum into *out*."""
+        if out.shape[-1] == self.length:
+            self.signal(spectrum, out)
+        else:
+            self._unwrap(torch.fft.irfft(spectrum, n=self.ring), 1, out)
 
     def _wrap(self, k: Tensor, sign: int) -> Tensor:
         ring = k.new_zeros(*k.shape[:-1], self.ring)
@@ -64,8 +66,10 @@ class Plain:
         torch.mul(k[..., : self.length - 1], sign, out=ring[..., self.ring - self.length + 1 :])
         return ring
 
-    def _unwrap(self, ring: Tensor, sign: int) -> Tensor:
-        return torch.cat([ring[..., self.ring - self.length + 1 :] * sign, ring[..., : self.length]], dim=-1)
+    def _unwrap(self, ring: Tensor, sign: int, out: Tensor) -> None:
+        out[..., self.length - 1 :] = ring[..., : self.length]
+        torch.mul(ring[..., self.ring - self.length + 1 :], sign, out=ring[..., self.ring - self.length + 1 :])
+        out[..., : self.length - 1] = ring[..., self.ring - self.length + 1 :]
 
 
 class Split(Plain):
@@ -104,23 +108,28 @@ class Split(Plain):
     def filter(self, k: Tensor, skip: Tensor | None, conj: bool = False) -> Tensor:
         return self.spectrum(k if k.shape[-1] == self.length else self._wrap(k, -1), conj, skip)
 
-    def signal(self, spectrum: Tensor) -> Tensor:
-        return self._synthesize(spectrum, self.half)[..., : self.length]
+    def signal(self, spectrum: Tensor, out: Tensor) -> None:
+        self._synthesize(spectrum, self.half, out)
 
-    def taps(self, spectrum: Tensor, count: int) -> Tensor:
-        if count == self.length:
-            return self.signal(spectrum)
-        return self._unwrap(self._synthesize(spectrum, self.rows), -1)
+    def taps(self, spectrum: Tensor, out: Tensor) -> None:
+        if out.shape[-1] == self.length:
+            self.signal(spectrum, out)
+        else:
+            ring = out.new_empty(*out.shape[:-1], self.ring, dtype=self.dtype)
+            self._synthesize(spectrum, self.rows, ring)
+            self._unwrap(ring, -1, out)
 
-    def _synthesize(self, spectrum: Tensor, rows: int) -> Tensor:
-        lead = spectrum.shape[:-2]
+    def _synthesize(self, spectrum: Tensor, rows: int, out: Tensor) -> None:
         z = torch.fft.ifft(spectrum.view(-1, self.half, self.columns), norm="forward")
         z *= self.untwiddle
         parts = torch.empty(len(z), self.rows, self.columns, dtype=self.dtype, device=z.device)
         parts[:, : self.half] = z.real
         parts[:, self.half :] = z.imag
-        del z
-        return torch.bmm(self.synthesis[:rows].expand(len(parts), -1, -1), parts).view(*lead, rows * self.columns)
+        matrix = self.synthesis[:rows].expand(len(parts), -1, -1)
+        if out.is_contiguous() and out.dtype == self.dtype and out.shape[-1] == rows * self.columns:
+            torch.bmm(matrix, parts, out=out.view(-1, rows, self.columns))
+        else:
+            out.copy_(torch.bmm(matrix, parts).view(*out.shape[:-1], -1)[..., : out.shape[-1]])
 
 
 def ring_size(need: int) -> int:

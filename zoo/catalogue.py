@@ -13,6 +13,7 @@ from zoo.catalogue_images import IMAGE_ENTRIES
 from zoo.errors import ConfigError, nearest
 
 MODELS = {
+    "nbp": "zoo.models.nbp:NBP",
     "metagene": "zoo.models.metagene:METAGENE",
     "generator": "zoo.models.generator:GENERator",
     "dnabert2": "zoo.models.dnabert2:DNABERT2",
@@ -67,6 +68,7 @@ TASKS = {
 
 # official weights and configs <-> ours: module with to_zoo, to_official, config_from_official
 CONVERTERS = {
+    "nbp": "zoo.convert.nbp",
     "metagene": "zoo.convert.metagene",
     "generator": "zoo.convert.generator",
     "dnabert2": "zoo.convert.dnabert2",
@@ -86,6 +88,7 @@ CONVERTERS = {
 
 # parity cases: system -> function that runs a case
 REPLAYS = {
+    "nbp": "zoo.convert.nbp:replay",
     "streaming-llm": "zoo.convert.streaming_llm:replay",
     "lm-infinite": "zoo.convert.lm_infinite:replay",
     "h2o": "zoo.convert.h2o:replay",

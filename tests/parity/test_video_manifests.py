@@ -1,0 +1,55 @@
+"""Released checkpoints of the video families, by name and shape: they load strictly, on the meta device, both ways."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from zoo import catalogue
+from zoo.config import from_dict, resolve, to_dict
+from zoo.convert.nbp import FIRST_STAGE
+from zoo.convert.official import detect_family
+
+CASES = Path(__file__).parent / "cases"
+FAMILIES = {"nbp": "nbp"}
+MANIFESTS = [(system, path) for system in FAMILIES for path in sorted((CASES / system / "released").glob("*.json"))]
+
+
+def tensors(manifest: dict[str, Any]) -> dict[str, Tensor]:
+    return {
+        name: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
+        for name, (shape, dtype) in manifest.items()
+    }
+
+
+def shapes(state: dict[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(value.shape) for name, value in state.items()}
+
+
+@pytest.mark.parametrize(("system", "path"), MANIFESTS, ids=[f"{s}/{p.stem}" for s, p in MANIFESTS])
+def test_manifest_loads_strictly(system: str, path: Path) -> None:
+    data = json.loads(path.read_text())
+    family = FAMILIES[system]
+    module = importlib.import_module(catalogue.CONVERTERS[family])
+    official = tensors(data["manifest"])
+    assert detect_family(official) == family
+    config = module.config_from_official(data["config"])
+    if hasattr(module, "config_from_state"):
+        assert module.config_from_state(official) == config
+    with torch.device("meta"):
+        model = resolve(catalogue.MODELS[family])(config)
+    model.load_state_dict(module.to_zoo(official, config), assign=True)
+    back = shapes(module.to_official(model.state_dict(), config))
+    frozen = {name: shape for name, shape in shapes(official).items() if name.startswith(FIRST_STAGE)}
+    assert back | frozen == shapes(official)
+    assert from_dict(type(config), to_dict(config)) == config
+
+
+def test_every_family_has_manifests() -> None:
+    assert {system for system, _ in MANIFESTS} == set(FAMILIES)

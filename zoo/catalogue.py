@@ -13,6 +13,7 @@ from zoo.catalogue_images import IMAGE_ENTRIES
 from zoo.errors import ConfigError, nearest
 
 MODELS = {
+    "nbp_tokenizer": "zoo.models.nbp_tokenizer:NBPTokenizer",
     "nbp": "zoo.models.nbp:NBP",
     "metagene": "zoo.models.metagene:METAGENE",
     "generator": "zoo.models.generator:GENERator",
@@ -68,6 +69,7 @@ TASKS = {
 
 # official weights and configs <-> ours: module with to_zoo, to_official, config_from_official
 CONVERTERS = {
+    "nbp_tokenizer": "zoo.convert.nbp_tokenizer",
     "nbp": "zoo.convert.nbp",
     "metagene": "zoo.convert.metagene",
     "generator": "zoo.convert.generator",
@@ -88,6 +90,8 @@ CONVERTERS = {
 
 # parity cases: system -> function that runs a case
 REPLAYS = {
+    "video_sampling": "zoo.convert.video_sampling:replay",
+    "nbp_tokenizer": "zoo.convert.nbp_tokenizer:replay",
     "nbp": "zoo.convert.nbp:replay",
     "streaming-llm": "zoo.convert.streaming_llm:replay",
     "lm-infinite": "zoo.convert.lm_infinite:replay",

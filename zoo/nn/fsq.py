@@ -21,12 +21,15 @@ class FSQConfig:
         corrupt: in training, the probability that a token is replaced by a random code.
         truncate_ids: cut the index arithmetic to an integer instead of rounding it, as FlexTok's code does. It
             differs for single levels such as 26, 27, 38 or 39, whose ids then do not round-trip.
+        tan_shift: bound with a shift by tan in place of atanh and a range narrowed by the slack, as the first published
+            code of FSQ did; NBP's weights need it.
     """
 
     levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
     drop_quant: float = 0.0
     corrupt: float = 0.0
     truncate_ids: bool = False
+    tan_shift: bool = False
 
     def __post_init__(self) -> None:
         if not self.levels or min(self.levels) < 2:
@@ -55,9 +58,10 @@ class FSQ(nn.Module):
 
     def bound(self, z: Tensor, slack: float = 1e-3) -> Tensor:
         """Squash each dimension into the range whose rounding gives exactly its L values; *slack* keeps tanh off 1."""
-        half = (self.levels - 1) * (1 + slack) / 2
+        early = self.config.tan_shift
+        half = (self.levels - 1) * (1 - slack if early else 1 + slack) / 2
         offset = torch.where(self.levels % 2 == 0, 0.5, 0.0)
-        shift = torch.atanh(offset / half)
+        shift = torch.tan(offset / half) if early else torch.atanh(offset / half)
         return torch.tanh(z + shift) * half - offset
 
     def forward(self, z: Tensor) -> Quantized:

@@ -1,0 +1,139 @@
+"""The video tokenizer of NBP: MAGVIT-v2's causal 3-D convolutions with finite scalar quantization.
+
+Yu et al. 2023 (MAGVIT-v2, arXiv 2310.05737), section 3.2; Mentzer et al. 2023 (FSQ, arXiv 2309.15505); in this form
+the tokenizer of Ren et al. 2025 (NBP, arXiv 2502.07737), appendix A. It is causal throughout: the tokens of a frame
+depend on it and earlier ones alone, and a picture is a clip of one frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import field
+
+import torch
+from torch import Tensor, nn
+
+from zoo.config import config
+from zoo.models.video import VideoModel
+from zoo.models.visual import Reconstruction
+from zoo.nn.codebook import Quantized
+from zoo.nn.conv3d import CausalConv3d, DepthToSpace, FrameGroupNorm, ResidualUnit3d, Swish
+from zoo.nn.fsq import FSQ, FSQConfig
+
+
+@config
+class NBPTokenizerConfig:
+    """The defaults are the released tokenizers (370.4 M parameters, 4x8x8 pixels a token).
+
+    Attributes:
+        widths: channels at full, half and (after the last halving) an eighth of the resolution.
+        blocks: residual units a stage; the narrow end has twice as many.
+        groups: of the group norms.
+        embed: channels at the narrow end; linear maps connect them with the quantizer where it has other dimensions.
+        fsq: quantizer. The released weights need its `tan_shift` and `truncate_ids`.
+    """
+
+    widths: tuple[int, int, int] = (128, 256, 512)
+    blocks: int = 4
+    groups: int = 32
+    embed: int = 6
+    fsq: FSQConfig = field(default_factory=lambda: FSQConfig(tan_shift=True, truncate_ids=True))
+
+
+class ProjectedFSQ(nn.Module):
+    """FSQ between linear maps, for inputs [..., D] whose width is not the quantizer's."""
+
+    def __init__(self, width: int, config: FSQConfig) -> None:
+        super().__init__()
+        self.fsq = FSQ(config)
+        self.vocab_size = self.fsq.vocab_size
+        same = width == self.fsq.dim
+        self.project_in = nn.Identity() if same else nn.Linear(width, self.fsq.dim)
+        self.project_out = nn.Identity() if same else nn.Linear(self.fsq.dim, width)
+
+    def forward(self, z: Tensor) -> Quantized:
+        result = self.fsq(self.project_in(z))
+        return Quantized(self.project_out(result.codes), result.ids, result.loss, result.parts)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """[...] int -> [..., D]."""
+        return self.project_out(self.fsq.lookup(ids))
+
+
+class NBPTokenizer(VideoModel):
+    """Clips [B, 3, 1 + 4n, 8h, 8w] in [0, 1] <-> ids [B, 1 + n, h, w]."""
+
+    factor = (4, 8, 8)
+
+    def __init__(self, config: NBPTokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = nn.Sequential(*_encoder(config))
+        self.decoder = nn.Sequential(*_decoder(config))
+        self.quantizer = ProjectedFSQ(config.embed, config.fsq)
+        self.vocab_size = self.quantizer.vocab_size
+
+    def forward(self, clip: Tensor) -> Reconstruction:
+        """Training form.
+
+        Raises:
+            ZooError: a clip whose sizes the factors do not divide.
+        """
+        self.check_clip(clip)
+        z = self.encoder(clip)  # [B, D, T', H', W']
+        result = self.quantizer(z.movedim(1, -1))
+        output = self.decoder(result.codes.movedim(-1, 1).to(z.dtype))
+        return Reconstruction(output, result.ids, result.loss, result.parts)
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """[B, 3, T, H, W] in [0, 1] -> [B, T', H', W'] int64."""
+        self.check_clip(pixels)
+        return self.quantizer(self.encoder(pixels).movedim(1, -1)).ids
+
+    @torch.no_grad()
+    def decode(self, ids: Tensor) -> Tensor:
+        """[B, T', H', W'] -> [B, 3, T, H, W], nominally in [0, 1], unclamped."""
+        self.check_ids(ids)
+        dtype = next(self.decoder.parameters()).dtype
+        return self.decoder(self.quantizer.lookup(ids).movedim(-1, 1).to(dtype))
+
+
+def _units(inner: int, outer: int, count: int, groups: int) -> list[nn.Module]:
+    return [ResidualUnit3d(inner if i == 0 else outer, outer, groups) for i in range(count)]
+
+
+def _encoder(c: NBPTokenizerConfig) -> list[nn.Module]:
+    fine, middle, coarse = c.widths
+    return [
+        CausalConv3d(3, fine),
+        *_units(fine, fine, c.blocks, c.groups),
+        CausalConv3d(fine, fine, stride=(1, 2, 2)),
+        *_units(fine, middle, c.blocks, c.groups),
+        CausalConv3d(middle, middle, stride=(2, 2, 2)),
+        *_units(middle, middle, c.blocks, c.groups),
+        CausalConv3d(middle, middle, stride=(2, 2, 2)),
+        *_units(middle, coarse, 2 * c.blocks, c.groups),
+        FrameGroupNorm(c.groups, coarse),
+        Swish(coarse),
+        nn.Conv3d(coarse, c.embed, 1),
+    ]
+
+
+def _decoder(c: NBPTokenizerConfig) -> list[nn.Module]:
+    fine, middle, coarse = c.widths
+    return [
+        CausalConv3d(c.embed, coarse),
+        *_units(coarse, coarse, 2 * c.blocks, c.groups),
+        CausalConv3d(coarse, 8 * coarse),
+        DepthToSpace((2, 2, 2)),
+        *_units(coarse, middle, c.blocks, c.groups),
+        CausalConv3d(middle, 8 * middle),
+        DepthToSpace((2, 2, 2)),
+        *_units(middle, middle, c.blocks, c.groups),
+        CausalConv3d(middle, 4 * middle),
+        DepthToSpace((1, 2, 2)),
+        *_units(middle, fine, c.blocks, c.groups),
+        FrameGroupNorm(c.groups, fine),
+        Swish(fine),
+        CausalConv3d(fine, 3),
+    ]

@@ -52,8 +52,9 @@ class DraftSession(Protocol):
 class DraftStrategy(Protocol):
     """A source of guesses."""
 
-    def session(self, prompt: Sequence[int], noise: Noise) -> DraftSession:
-        """Guesses for a sequence that starts with *prompt*; *noise* is the session's own."""
+    def session(self, prompt: Sequence[int], noise: Noise, room: int) -> DraftSession:
+        """Guesses for a sequence that starts with *prompt*; *noise* is the session's own, and prompt, output
+        and guesses are at most *room* tokens."""
 
 
 Path = tuple[int, ...]
@@ -155,7 +156,7 @@ class TokenTable:
         self.tree = Tree.of(tree)
         self._cuts: dict[int, Tree] = {}
 
-    def session(self, prompt: Sequence[int], noise: Noise) -> TokenTable:
+    def session(self, prompt: Sequence[int], noise: Noise, room: int) -> TokenTable:
         return self
 
     def propose(self, context: Sequence[int], budget: int) -> Draft:

@@ -143,7 +143,7 @@ class LeftToRight:
         self.sessions: list[DraftSession] | None = None
         if draft is not None:
             noises = [noise.fork(1) for noise in rows.noises]
-            self.sessions = [draft.session(p, noise) for p, noise in zip(rows.prompts, noises, strict=True)]
+            self.sessions = [draft.session(p, noise, capacity) for p, noise in zip(rows.prompts, noises, strict=True)]
         self.last = torch.zeros(0)  # [B] tokens that the model has not consumed yet
 
     def start(self, logits: Tensor | None, last: Tensor) -> None:

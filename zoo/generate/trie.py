@@ -287,7 +287,7 @@ class Lookahead:
         self.match = match
         self._sessions = 0
 
-    def session(self, prompt: Sequence[int], noise: Noise) -> LookaheadSession:
+    def session(self, prompt: Sequence[int], noise: Noise, room: int) -> LookaheadSession:
         self._sessions += 1
         self.trie.put(prompt, self.branch, self._sessions)
         return LookaheadSession(self, self._sessions)

@@ -112,7 +112,7 @@ def main() -> None:
         f"Made by `python benchmarks/combinations.py --steps {args.steps}`. Two layers of width {WIDTH} learn",
         f"to repeat motifs of {MOTIF} letters; loss in nats before → after {args.steps} steps (chance 1.39).",
         "`bidirectional` wraps mamba2; hyena, s4 and s4d use their own two-sided forms in bidirectional families.",
-        "One run of one seed, AdamW at 5e-3 for all. A cell near 1.39 has learned the letters but not the repeat in so few",
+        "One run, one seed, AdamW at 5e-3 for all. A cell near 1.39 has learned the letters, not the repeat, in so few",
         "steps, which says nothing of more steps or another rate; one that ends above 1.39 was unstable at this rate.",
         "",
         "| mixer | " + " | ".join(FAMILIES) + " |",

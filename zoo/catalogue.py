@@ -26,6 +26,7 @@ MODELS = {
     "flextok_vae": "zoo.models.flextok_vae:FlexTokVAE",
     "maskgit_vqgan": "zoo.models.maskgit_vqgan:MaskGITVQGAN",
     "hyenadna": "zoo.models.hyenadna:HyenaDNA",
+    "mqt": "zoo.models.mqt:MQT",
     "lm": "zoo.models.lm:LM",
 }
 
@@ -69,6 +70,7 @@ TASKS = {
 
 # official weights and configs <-> ours: module with to_zoo, to_official, config_from_official
 CONVERTERS = {
+    "mqt": "zoo.convert.mqt",
     "nbp_tokenizer": "zoo.convert.nbp_tokenizer",
     "nbp": "zoo.convert.nbp",
     "metagene": "zoo.convert.metagene",
@@ -90,6 +92,8 @@ CONVERTERS = {
 
 # parity cases: system -> function that runs a case
 REPLAYS = {
+    "mqt": "zoo.convert.mqt:replay",
+    "fvd": "zoo.convert.fvd:replay",
     "video_sampling": "zoo.convert.video_sampling:replay",
     "nbp_tokenizer": "zoo.convert.nbp_tokenizer:replay",
     "nbp": "zoo.convert.nbp:replay",

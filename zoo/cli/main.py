@@ -19,6 +19,8 @@ COMMANDS = {
     "finetune": ("zoo.cli.finetune", "train a recipe from the weights of an artifact or a published model"),
     "eval": ("zoo.cli.evaluate", "measure an artifact on a data set"),
     "predict": ("zoo.cli.predict", "classify or score the sequences of a FASTA or CSV file"),
+    "score": ("zoo.cli.score", "log-likelihood of the sequences of a FASTA or CSV file"),
+    "embed": ("zoo.cli.embed", "vectors of the sequences of a FASTA or CSV file"),
     "verify": ("zoo.cli.verify", "replay parity cases or an artifact's own and compare number for number"),
     "convert": ("zoo.cli.convert", "turn a file of official weights into an artifact"),
     "quickstart": (

@@ -1,0 +1,123 @@
+"""What a biologist does with a genomic model, by the command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import zoo.hub.artifact as artifact
+from zoo.models.dnabert2 import DNABERT2, DNABERT2Config
+from zoo.models.generator import GENERator, GENERatorConfig
+from zoo.models.hyenadna import HyenaDNA, HyenaDNAConfig
+from zoo.tokenizers import build
+
+Zoo = Callable[..., tuple[int, str, str]]
+SEQUENCES = {"one": "ACGTTGCAACGGTACC", "two": "GGCATCGATTACGGATCCATTAAC", "three": "TTGACA"}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Small untrained models: letters left to right, 3-mers left to right, masked letters."""
+    place = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    letters = build({"name": "char"})
+    kmers = build({"name": "kmer", "k": 3, "align": "left"})
+    hyena = HyenaDNA(HyenaDNAConfig(d_model=16, n_layer=1, max_len=130))
+    decoder = GENERator(
+        GENERatorConfig(d_model=16, n_layer=1, n_head=2, n_kv_head=1, d_inner=32, vocab_size=kmers.vocab_size)
+    )
+    encoder = DNABERT2(DNABERT2Config(d_model=16, n_layer=1, n_head=2, d_inner=32, vocab_size=letters.vocab_size))
+    for model in (hyena, decoder, encoder):  # initial weights are so small that all scores would be alike
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(8) if parameter.dim() > 1 else None
+    made = {"letters": (hyena, letters), "kmers": (decoder, kmers), "masked": (encoder, letters)}
+    for name, (model, tokenizer) in made.items():
+        artifact.save(model, place / name, tokenizer=tokenizer)
+    return {name: place / name for name in made}
+
+
+@pytest.fixture
+def fasta(tmp_path: Path) -> Path:
+    file = tmp_path / "in.fa"
+    file.write_text("".join(f">{name}\n{text}\n" for name, text in SEQUENCES.items()))
+    return file
+
+
+def table(text: str) -> list[dict[str, str]]:
+    header, *rows = [line.split("\t") for line in text.splitlines()]
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+@pytest.mark.parametrize("name", ["letters", "kmers"])
+def test_score_is_the_sum_over_tokens(zoo: Zoo, models: dict[str, Path], fasta: Path, name: str) -> None:
+    status, out, err = zoo("score", models[name], "--fasta", fasta)
+    assert (status, err) == (0, "")
+    found = artifact.load(str(models[name]))
+    per_token = table(zoo("score", models[name], "--fasta", fasta, "--per-token")[1])
+    for row in table(out):
+        text = SEQUENCES[row["name"]]
+        ids = torch.from_numpy(found.tokenizer.encode(text))[None]
+        nats = found.model.eval()(ids).detach()[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+        spans = found.tokenizer.offsets(text)[1:]
+        expected = float(nats[torch.from_numpy(spans[:, 1] > spans[:, 0])].sum())
+        assert float(row["log_likelihood"]) == pytest.approx(expected, abs=1e-3)
+        mine = [float(token["log_likelihood"]) for token in per_token if token["name"] == row["name"]]
+        assert sum(mine) == pytest.approx(expected, abs=1e-3)
+        assert float(row["per_base"]) == pytest.approx(expected / int(row["bases"]), abs=1e-4)
+
+
+def test_pseudo_likelihood_hides_one_token_at_a_time(zoo: Zoo, models: dict[str, Path], fasta: Path) -> None:
+    rows = table(zoo("score", models["masked"], "--fasta", fasta)[1])
+    found = artifact.load(str(models["masked"]))
+    text, total = SEQUENCES["three"], 0.0
+    ids = torch.from_numpy(found.tokenizer.encode(text))[None]
+    for i in range(len(text)):
+        at = int(np.flatnonzero((found.tokenizer.offsets(text) == (i, i + 1)).all(1))[0])
+        hidden = ids.clone()
+        hidden[0, at] = found.tokenizer.special["mask"]
+        total += float(found.model.eval()(hidden).detach()[0, at].log_softmax(-1)[ids[0, at]])
+    assert float(rows[2]["log_likelihood"]) == pytest.approx(total, abs=1e-3)
+    assert rows[2]["bases"] == "6"
+
+
+@pytest.mark.parametrize("name", ["letters", "kmers", "masked"])
+@pytest.mark.parametrize("pool", ["mean", "last", "first", "base"])
+def test_embed_ignores_the_batch(
+    zoo: Zoo, models: dict[str, Path], fasta: Path, tmp_path: Path, name: str, pool: str
+) -> None:
+    """A sequence alone gives the same vectors as beside longer ones."""
+    out = tmp_path / "v.npz"
+    assert zoo("embed", models[name], "--fasta", fasta, "--pool", pool, "--out", out)[0] == 0
+    found, stored = artifact.load(str(models[name])), np.load(out)
+    assert stored["names"].tolist() == list(SEQUENCES)
+    parts = np.split(stored["embeddings"], np.cumsum(stored["lengths"])[:-1]) if pool == "base" else None
+    for i, text in enumerate(SEQUENCES.values()):
+        ids = torch.from_numpy(found.tokenizer.encode(text))[None]
+        states = found.model.eval().forward_features(ids)[0][0].detach().numpy()
+        if parts is not None:
+            assert len(parts[i]) == len(text)
+            for (start, end), state in zip(found.tokenizer.offsets(text), states, strict=True):
+                assert np.allclose(parts[i][start:end], state, atol=1e-4)
+            continue
+        expected = {"mean": states.mean(0), "last": states[-1], "first": states[0]}[pool]
+        assert np.allclose(stored["embeddings"][i], expected, atol=1e-4)
+
+
+def test_sentences(zoo: Zoo, models: dict[str, Path], fasta: Path, trained: Path, tmp_path: Path) -> None:
+    for arguments, words in [
+        (["embed", models["letters"], "--fasta", fasta, "--out", "v.txt"], ".npz"),
+        (["embed", models["letters"], "--fasta", fasta, "--out", "nowhere/v.npz"], "nowhere"),
+        (["embed", models["letters"], "--fasta", fasta, "--out", "v.npz", "--pool", "max"], "max"),
+        (["score", trained / "artifact", "--fasta", fasta], "language model"),
+        (["score", models["letters"], "--fasta", tmp_path / "no.fa"], "does not exist"),
+        (["score", models["letters"], "--fasta", fasta, "--batch-size", "0"], "at least 1"),
+    ]:
+        status, _, err = zoo(*arguments)
+        assert status == 2, err
+        assert words in err
+        assert err.count("\n") == 1

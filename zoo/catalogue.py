@@ -13,6 +13,7 @@ from zoo.catalogue_images import IMAGE_ENTRIES
 from zoo.errors import ConfigError, nearest
 
 MODELS = {
+    "videogpt": "zoo.models.videogpt:VideoGPT",
     "nbp_tokenizer": "zoo.models.nbp_tokenizer:NBPTokenizer",
     "nbp": "zoo.models.nbp:NBP",
     "metagene": "zoo.models.metagene:METAGENE",
@@ -70,6 +71,7 @@ TASKS = {
 
 # official weights and configs <-> ours: module with to_zoo, to_official, config_from_official
 CONVERTERS = {
+    "videogpt": "zoo.convert.videogpt",
     "mqt": "zoo.convert.mqt",
     "nbp_tokenizer": "zoo.convert.nbp_tokenizer",
     "nbp": "zoo.convert.nbp",
@@ -92,6 +94,8 @@ CONVERTERS = {
 
 # parity cases: system -> function that runs a case
 REPLAYS = {
+    "videogpt": "zoo.convert.videogpt:replay",
+    "tokenunify": "zoo.convert.tokenunify:replay",
     "mqt": "zoo.convert.mqt:replay",
     "fvd": "zoo.convert.fvd:replay",
     "video_sampling": "zoo.convert.video_sampling:replay",
@@ -169,6 +173,17 @@ class Entry:
 
 
 ENTRIES: dict[str, Entry] = {
+    "mqt-llava-7b": Entry(
+        model="mqt",
+        hub="gordonhu/MQT-LLaVA-7b",
+        config={},
+        params=7050846208,
+        context=256,  # visual tokens of a picture
+        vocab=0,
+        tokenizer="",
+        licence="apache-2.0",
+        tasks=("answer",),
+    ),
     "dnabert2-117m": Entry(
         model="dnabert2",
         hub="zhihan1996/DNABERT-2-117M",

@@ -17,7 +17,7 @@ from zoo.convert.nbp import FIRST_STAGE, tokenizer_state
 from zoo.convert.official import detect_family
 
 CASES = Path(__file__).parent / "cases"
-FAMILIES = {"nbp": "nbp", "nbp_tokenizer": "nbp_tokenizer"}
+FAMILIES = {"nbp": "nbp", "nbp_tokenizer": "nbp_tokenizer", "videogpt": "videogpt"}
 MANIFESTS = [(system, path) for system in FAMILIES for path in sorted((CASES / system / "released").glob("*.json"))]
 
 

@@ -56,6 +56,7 @@ def make_recipe(folder: Path, accumulate: int, workers: int) -> dict[str, Any]:
             "checkpoint_every": 4,
             "val_every": 6,  # falls on a checkpoint at 12, 24, ...
             "monitor": "val/loss",
+            "ema": 0.9 if accumulate > 1 else 0.0,
             "log_every": 1,
             "accelerator": "cpu",
             "threads": 1,

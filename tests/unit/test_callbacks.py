@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from zoo.errors import ZooError
 from zoo.train import checkpoint_io
-from zoo.train.callbacks import Checkpoints, NonFiniteGuard, RandomStreams, capture_rng, restore_rng
+from zoo.train.callbacks import Checkpoints, NonFiniteGuard, RandomStreams, WeightAverage, capture_rng, restore_rng
 from zoo.train.plots import plot_curves, read_metrics
 from zoo.train.progress import CsvLogger, ProgressReport, quiet
 from zoo.train.stream import Stream, total_steps
@@ -237,3 +237,35 @@ def test_stream_runs_over_epochs_and_resumes() -> None:
 )
 def test_total_steps(batches: int, steps: int, epochs: int, accumulate: int, expected: int) -> None:
     assert total_steps(batches, steps, epochs, accumulate) == expected
+
+
+class Recorder(pl.Callback):
+    """The weights after every step, and those that validation saw."""
+
+    def __init__(self) -> None:
+        self.trained: list[Tensor] = []
+        self.judged: list[Tensor] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        self.trained.append(pl_module.layer.weight.detach().clone())
+
+    def on_validation_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        self.judged.append(pl_module.layer.weight.detach().clone())
+
+
+def test_the_average_is_what_is_judged_and_training_goes_on_from_the_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    task, seen, average = Toy(), Recorder(), WeightAverage(0.5)
+    expected = task.layer.weight.detach().clone()
+    writer = keeper(tmp_path / "c", monitor="val/loss", average=average)
+    fit(task, tmp_path, 10, [average, seen, writer], val_check_interval=10, limit_val_batches=1)
+    for step, weight in enumerate(seen.trained, 1):
+        keep = min(0.5, (1 + step) / (10 + step))
+        expected = keep * expected + (1 - keep) * weight
+    torch.testing.assert_close(seen.judged[-1], expected)
+    assert torch.equal(task.layer.weight, seen.trained[-1])
+    assert not torch.allclose(expected, seen.trained[-1])
+    best = checkpoint_io.load(writer.best_path)["state_dict"]["layer.weight"]
+    newest = checkpoint_io.load(checkpoint_io.step_path(tmp_path / "c", 10))["state_dict"]["layer.weight"]
+    torch.testing.assert_close(best, expected)
+    assert torch.equal(newest, seen.trained[-1])

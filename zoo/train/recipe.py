@@ -26,6 +26,7 @@ class TrainerConfig:
         log_every: optimiser steps between logged lines.
         monitor, mode: the validation metric that picks the best weights (None: the last weights are taken).
         patience: validations without improvement before stopping; 0 never stops early.
+        ema: decay of the moving average of the weights that is validated and published; 0 takes the weights themselves.
         threads: torch CPU threads; 0 leaves torch's choice.
         compile: torch.compile the model.
         loggers: besides the CSV that is always written.
@@ -47,6 +48,7 @@ class TrainerConfig:
     monitor: str | None = None
     mode: Literal["min", "max"] = "min"
     patience: int = 0
+    ema: float = 0.0
     threads: int = 0
     compile: bool = False
     loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
@@ -56,6 +58,8 @@ class TrainerConfig:
             raise ValueError("trainer needs max_steps or max_epochs of at least 1")
         if self.accumulate < 1:
             raise ValueError(f"trainer.accumulate must be at least 1, got {self.accumulate}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"trainer.ema must be at least 0 and below 1, got {self.ema}")
 
 
 @config

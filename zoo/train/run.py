@@ -14,7 +14,7 @@ import torch
 from zoo.config import to_dict
 from zoo.train import checkpoint_io, record
 from zoo.train.assemble import Parts, assemble, check_monitor
-from zoo.train.callbacks import Checkpoints, NonFiniteGuard, RandomStreams
+from zoo.train.callbacks import Checkpoints, NonFiniteGuard, RandomStreams, WeightAverage
 from zoo.train.plots import plot_curves
 from zoo.train.progress import CsvLogger, ProgressReport, extra_loggers, quiet
 from zoo.train.recipe import RecipeConfig
@@ -83,8 +83,15 @@ class _Run:
         self.recipe, self.options = parts.recipe, parts.recipe.trainer
         self.folder = out / "checkpoints"
         options = self.options
+        self.average = WeightAverage(options.ema) if options.ema else None
         self.keeper = Checkpoints(
-            self.folder, options.checkpoint_every, options.keep, options.monitor, options.mode, options.patience
+            self.folder,
+            options.checkpoint_every,
+            options.keep,
+            options.monitor,
+            options.mode,
+            options.patience,
+            self.average,
         )
         self.data = Streamed(parts.data, options.max_steps, options.max_epochs, options.accumulate)
 
@@ -148,7 +155,13 @@ class _Run:
             limit_val_batches=1.0 if has_val else 0,
             log_every_n_steps=options.log_every,
             logger=[self.csv, *extra_loggers(options.loggers, self.out / "logs", self.recipe.name)],
-            callbacks=[RandomStreams(self.recipe.seed), NonFiniteGuard(), self.progress, self.keeper],
+            callbacks=[
+                RandomStreams(self.recipe.seed),
+                NonFiniteGuard(),
+                self.progress,
+                *([self.average] if self.average is not None else []),
+                self.keeper,  # Lightning calls it last: it writes what the others hold
+            ],
             plugins=[checkpoint_io.SafeCheckpointIO()],
             num_sanity_val_steps=0,
             enable_progress_bar=False,
@@ -162,6 +175,8 @@ class _Run:
             trainer.validate(self.parts.task, dataloaders=self.parts.data.val_dataloader(), verbose=False)
         best = self.keeper.best_path
         if self.options.monitor is None or not best.is_file():
+            if self.average is not None and self.average.average:
+                self.average.put(self.parts.task, self.average.average)
             return dict(self.keeper.latest), steps
         payload = checkpoint_io.load(best)
         self.parts.task.load_state_dict(payload["state_dict"])

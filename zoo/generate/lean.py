@@ -19,24 +19,94 @@ from zoo.nn.attention import Attention
 from zoo.nn.kv import KVState, store
 from zoo.nn.layout import Layout
 from zoo.nn.mlp import MLP, GatedMLP
-from zoo.nn.positions import rotary, rotary_table
+from zoo.nn.positions import RotaryConfig, rotary, rotary_table
 from zoo.nn.state import Stack
 
 
 @dataclass
 class _Layer:
+    """A block's parts and weights as plain attributes: a lookup in a module costs as much as a small operation."""
+
     attention: Attention
-    norm1: nn.Module
-    norm2: nn.Module | None
+    rope: RotaryConfig | None
+    heads: int
+    groups: int
+    width: int
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    out: _Out
+    norm1: Any
+    norm2: Any
     mlp: Any
+    angles: int = 0
+
+    @staticmethod
+    def of(block: Any) -> _Layer:
+        mixer: Attention = block.mixer
+        return _Layer(
+            mixer, mixer.config.rope, mixer.heads, mixer.k_heads, mixer.head_dim, mixer.qkv.weight, mixer.qkv.bias,
+            _Out(mixer.out_proj), _Norm(block.norm1), None if block.norm2 is None else _Norm(block.norm2),
+            None if block.mlp is None else _Feed(block.mlp),
+        )  # fmt: skip
+
+
+class _Norm:
+    """A norm over [N, D]; the RMS norm of a single row by one dot product."""
+
+    def __init__(self, norm: Any) -> None:
+        self.norm = norm
+        self.weight = norm.weight
+        self.eps = getattr(norm, "eps", None)
+        self.single = isinstance(norm, nn.RMSNorm) and self.eps is not None and norm.weight.device.type == "cpu"
+        self.single = self.single and norm.weight.dtype in (torch.float32, torch.float64)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.single and len(x) == 1:
+            row = x[0]
+            return torch.mul(x, self.weight).mul_((float(row.dot(row)) / len(row) + self.eps) ** -0.5)
+        return self.norm(x)
+
+
+class _Feed:
+    """x + mlp(h) for h, x [N, D]."""
+
+    def __init__(self, mlp: Any) -> None:
+        self.mlp = mlp
+        self.gated = isinstance(mlp, GatedMLP)
+        if self.gated:
+            self.act = F.silu if mlp.kind == "swiglu" else F.gelu
+            self.weight, self.bias, self.down = mlp.gate_up.weight, mlp.gate_up.bias, _Out(mlp.down)
+
+    def __call__(self, h: Tensor, x: Tensor) -> Tensor:
+        if not self.gated:
+            return x + self.mlp(h)
+        gate, up = F.linear(h, self.weight, self.bias).chunk(2, dim=-1)
+        return self.down(self.act(gate).mul_(up), x)
+
+
+class _Out:
+    """x + linear(y) in one operation."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        self.weight = linear.weight.t()
+        self.bias = linear.bias
+
+    def __call__(self, y: Tensor, x: Tensor) -> Tensor:
+        total = torch.addmm(x, y, self.weight)
+        return total if self.bias is None else total.add_(self.bias)
 
 
 class LeanDecoder:
     """The lean pass of a model that `fits`."""
 
     def __init__(self, model: SequenceModel) -> None:
-        self.model = model
-        self.layers = [_Layer(b.mixer, b.norm1, b.norm2, b.mlp) for b in model.backbone.layers]  # type: ignore[arg-type]
+        self.embed = model.embed.weight
+        self.norm = _Norm(model.backbone.norm)
+        self.layers = [_Layer.of(block) for block in model.backbone.layers]
+        kinds: dict[Any, int] = {}
+        for layer in self.layers:  # layers with equal angles share a table, and configs are slow to compare
+            key = (layer.rope, layer.heads, layer.groups, layer.width, layer.attention.scale)
+            layer.angles = kinds.setdefault(key, len(kinds))
 
     @staticmethod
     def fits(model: Any) -> bool:
@@ -65,67 +135,66 @@ class LeanDecoder:
         slots = None if uniform and parent is None else _slots(start, n, ids.device)
         mask = None
         if n > 1 or not uniform:
-            mask = _mask(layout, start, batch, n, total, ids.device, self.model.embed.weight.dtype)
-        tables: dict[Any, tuple[Tensor, Tensor]] = {}
-        x = self.model.embed(ids).view(batch * n, -1)  # [B n, D]
+            mask = _mask(layout, start, batch, n, total, ids.device, self.embed.dtype)
+        tables: dict[int, tuple[Tensor, Tensor]] = {}
+        x = self.embed[ids.reshape(-1)]  # [B n, D]
         for layer, state in zip(self.layers, stack.layers, strict=True):
             assert isinstance(state, KVState)
             mixer = layer.attention
-            key = (mixer.config.rope, mixer.heads, mixer.k_heads, mixer.head_dim, mixer.scale)
-            if key not in tables:
-                tables[key] = _table(mixer, layout, start, batch, n, ids.device, x.dtype)
-            y = self._attend(mixer, _norm(layer.norm1, x), state, batch, n, total, tables[key], mask, slots)
-            x = _project(mixer.out_proj, y, x)
-            if layer.norm2 is not None:
-                x = _feed(layer.mlp, _norm(layer.norm2, x), x)
+            if layer.angles not in tables:
+                tables[layer.angles] = _table(mixer, layout, start, batch, n, ids.device, x.dtype)
+            y = _attend(layer, layer.norm1(x), state, batch, n, total, tables[layer.angles], mask, slots)
+            x = layer.out(y, x)
+            if layer.mlp is not None:
+                x = layer.mlp(layer.norm2(x), x)
             state.longest = total
             state.advance(n)
-        return _norm(self.model.backbone.norm, x).view(batch, n, -1)
+        return self.norm(x).view(batch, n, -1)
 
-    def _attend(
-        self,
-        mixer: Attention,
-        x: Tensor,
-        state: KVState,
-        batch: int,
-        n: int,
-        total: int,
-        table: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        slots: Tensor | None,
-    ) -> Tensor:
-        """x [B n, D] -> [B n, H d]"""
-        heads, groups, width = mixer.heads, mixer.k_heads, mixer.head_dim
-        both = heads + groups
-        qkv = F.linear(x, mixer.qkv.weight, mixer.qkv.bias).view(batch, n, both + groups, width)
-        old = qkv[:, :, :both]
-        cos, sin = table
-        turned = old * cos  # queries are scaled here as well
-        if mixer.config.rope is not None:
-            half = width // 2
-            turned[..., :half].addcmul_(old[..., half:], sin, value=-1)
-            turned[..., half:].addcmul_(old[..., :half], sin)
-        q, k, v = turned[:, :, :heads], turned[:, :, heads:], qkv[:, :, both:]
-        if isinstance(state.length, int):
-            state.k[:, :, total - n : total] = k.transpose(1, 2)
-            state.v[:, :, total - n : total] = v.transpose(1, 2)
-        else:
-            assert slots is not None
-            store(state.k, k, slots, None)
-            store(state.v, v, slots, None)
-        held_k, held_v = state.k[:, :, :total], state.v[:, :, :total]
-        per = heads // groups
-        if n == 1:
-            q = q.view(batch, groups, per, width)
-        else:
-            q = q.unflatten(2, (groups, per)).permute(0, 2, 3, 1, 4).reshape(batch, groups, per * n, width)
-        scores = q @ held_k.transpose(-1, -2)  # [B, G, per n, S]
-        if mask is not None:
-            scores.view(batch, groups, per, n, total).add_(mask)
-        y = torch.softmax(scores, -1) @ held_v
-        if n > 1:
-            y = y.view(batch, groups, per, n, width).permute(0, 3, 1, 2, 4)
-        return y.reshape(batch * n, heads * width)
+
+def _attend(
+    layer: _Layer,
+    x: Tensor,
+    state: KVState,
+    batch: int,
+    n: int,
+    total: int,
+    table: tuple[Tensor, Tensor],
+    mask: Tensor | None,
+    slots: Tensor | None,
+) -> Tensor:
+    """x [B n, D] -> [B n, H d]"""
+    heads, groups, width = layer.heads, layer.groups, layer.width
+    both = heads + groups
+    qkv = F.linear(x, layer.qkv, layer.qkv_bias).view(batch, n, both + groups, width)
+    old = qkv[:, :, :both]
+    cos, sin = table
+    turned = old * cos  # queries are scaled here as well
+    if layer.rope is not None:
+        half = width // 2
+        turned[..., :half].addcmul_(old[..., half:], sin, value=-1)
+        turned[..., half:].addcmul_(old[..., :half], sin)
+    q, k, v = turned[:, :, :heads], turned[:, :, heads:], qkv[:, :, both:]
+    if isinstance(state.length, int):
+        state.k[:, :, total - n : total] = k.transpose(1, 2)
+        state.v[:, :, total - n : total] = v.transpose(1, 2)
+    else:
+        assert slots is not None
+        store(state.k, k, slots, None)
+        store(state.v, v, slots, None)
+    held_k, held_v = state.k[:, :, :total], state.v[:, :, :total]
+    per = heads // groups
+    if n == 1:
+        q = q.view(batch, groups, per, width)
+    else:
+        q = q.unflatten(2, (groups, per)).permute(0, 2, 3, 1, 4).reshape(batch, groups, per * n, width)
+    scores = q @ held_k.transpose(-1, -2)  # [B, G, per n, S]
+    if mask is not None:
+        scores.view(batch, groups, per, n, total).add_(mask)
+    y = torch.softmax(scores, -1) @ held_v
+    if n > 1:
+        y = y.view(batch, groups, per, n, width).permute(0, 3, 1, 2, 4)
+    return y.reshape(batch * n, heads * width)
 
 
 def _plain(mixer: Any) -> bool:
@@ -136,28 +205,6 @@ def _plain(mixer: Any) -> bool:
     same = mixer.v_heads == mixer.k_heads and mixer.v_dim == mixer.head_dim == mixer.k_dim
     turned = cfg.rope is None or (mixer.rotary_dim == mixer.head_dim and not cfg.rope.interleaved and not cfg.rope.axes)
     return simple and same and turned
-
-
-def _norm(norm: Any, x: Tensor) -> Tensor:
-    if isinstance(norm, nn.LayerNorm):
-        return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-    return norm(x)
-
-
-def _project(linear: nn.Linear, y: Tensor, x: Tensor) -> Tensor:
-    """x + linear(y)"""
-    total = torch.addmm(x, y, linear.weight.t())
-    return total if linear.bias is None else total.add_(linear.bias)
-
-
-def _feed(mlp: Any, h: Tensor, x: Tensor) -> Tensor:
-    """x + mlp(h)"""
-    if isinstance(mlp, GatedMLP):
-        both = F.linear(h, mlp.gate_up.weight, mlp.gate_up.bias)
-        gate, up = both.chunk(2, dim=-1)
-        gate = F.silu(gate) if mlp.kind == "swiglu" else F.gelu(gate)
-        return _project(mlp.down, gate.mul_(up), x)
-    return x + mlp(h)
 
 
 def _slots(start: int | Tensor, n: int, device: torch.device) -> Tensor:

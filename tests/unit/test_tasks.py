@@ -91,6 +91,28 @@ def test_causal_lm_official_padding_and_z_loss() -> None:
     assert extra == pytest.approx(0.5 * float(torch.logsumexp(logits[0, 2], -1)) ** 2, rel=1e-5)
 
 
+def test_packed_documents_are_predicted_as_if_alone() -> None:
+    from zoo.config import from_dict
+    from zoo.models.lm import LM, LMConfig
+
+    options = {"heads": 2, "rope": {}}
+    layer = {"mixer": "attention", "options": options, "mlp": {"width": 16}}
+    model = LM(from_dict(LMConfig, {"d_model": 8, "vocab_size": 16, "layers": [layer, layer]})).eval()
+    first, second = torch.randint(1, 16, (1, 5)), torch.randint(1, 16, (1, 7))
+    task = tasks.build({"name": "causal_lm"}, model)
+    alone = [
+        task.compute({"ids": ids, "valid": torch.ones_like(ids, dtype=torch.bool)}, "train") for ids in (first, second)
+    ]
+    ids = torch.cat([first, second, torch.zeros(1, 2, dtype=torch.long)], 1)
+    segment = torch.tensor([[0] * 5 + [1] * 7 + [2] * 2])
+    loss, weight = task.compute({"ids": ids, "valid": segment < 2, "segment": segment}, "train")
+    assert int(weight) == sum(int(count) for _, count in alone) == 10
+    expected = sum(float(mean) * int(count) for mean, count in alone) / 10
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    ignoring, _ = task.compute({"ids": ids, "valid": segment < 2}, "train")
+    assert float(ignoring) != pytest.approx(expected, rel=1e-4)
+
+
 def masked_task(**fields: Any) -> Any:
     task = tasks.build({"name": "masked_lm", **fields}, Fixed(torch.randn(12, 12), "lm"))
     task.set_vocabulary(12, {"pad": 0, "mask": 1}, frozenset({2}))

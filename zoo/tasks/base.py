@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 from torch import Tensor, nn
 
 from zoo.config import to_dict
+from zoo.nn.layout import Layout
 from zoo.tasks.metrics import WeightedMean
 from zoo.tasks.optim import OptimConfig, make_optimizer
 
@@ -88,5 +89,13 @@ class Task(pl.LightningModule):
 
 
 def forward(model: nn.Module, batch: Batch) -> Tensor:
-    """Logits in float32, whatever the precision of the run: losses are never taken in half precision."""
+    """Logits in float32, whatever the precision of the run: losses are never taken in half precision.
+
+    Rows of packed documents (`segment` [B, L]) are read with the documents kept apart.
+    """
+    if "segment" in batch:
+        valid = batch.get("valid")
+        layout = Layout(model.layout_kind, valid=valid, segment=batch["segment"])  # type: ignore[arg-type]
+        hidden, _ = model.forward_features(batch["ids"], layout)  # type: ignore[operator]
+        return model.forward_head(hidden, valid).float()  # type: ignore[operator]
     return model(batch["ids"], batch.get("valid")).float()

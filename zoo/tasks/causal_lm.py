@@ -61,6 +61,8 @@ class CausalLM(Task):
         if "valid" in batch and not self.config.loss_on_pad:
             # a pad on either side: neither is padding predicted, nor is anything predicted from padding
             counted = batch["valid"][:, 1:] & batch["valid"][:, :-1]
+        if "segment" in batch:  # the first token of a packed document follows nothing
+            counted = counted & (batch["segment"][:, 1:] == batch["segment"][:, :-1])
         nats = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")  # [B, L-1]
         weight = counted.sum()
         mean = (nats * counted).sum() / weight.clamp_min(1)

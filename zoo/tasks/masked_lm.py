@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zoo.config import config
 from zoo.errors import ZooError
-from zoo.tasks.base import Batch, Task
+from zoo.tasks.base import Batch, Task, forward
 from zoo.tasks.metrics import WeightedMean
 from zoo.tasks.optim import OptimConfig
 
@@ -99,7 +99,7 @@ class MaskedLM(Task):
             seed = int(batch["index"][0]) if "index" in batch else 0
             generator = torch.Generator().manual_seed(seed)
         hidden, chosen = self.hide(ids, valid, generator)
-        logits = self.model(hidden, valid).float()[chosen]  # [N, V]
+        logits = forward(self.model, {**batch, "ids": hidden})[chosen]  # [N, V]
         targets = ids[chosen]
         weight = torch.tensor(len(targets), device=ids.device)
         if not len(targets):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zoo.catalogue_images import IMAGE_ENTRIES
+from zoo.catalogue_video import VIDEO_ENTRIES
 from zoo.errors import ConfigError, nearest
 
 MODELS = {
@@ -352,6 +353,7 @@ ENTRIES: dict[str, Entry] = {
 }
 
 ENTRIES |= {name: Entry(**row) for name, row in IMAGE_ENTRIES.items()}
+ENTRIES |= {name: Entry(**row) for name, row in VIDEO_ENTRIES.items()}
 
 
 def lookup(table: dict[str, Any], name: str, what: str) -> Any:

@@ -59,3 +59,15 @@ def test_manifest_loads_strictly(system: str, path: Path) -> None:
 
 def test_every_family_has_manifests() -> None:
     assert {system for system, _ in MANIFESTS} == set(FAMILIES)
+
+
+def test_catalogue_entries_are_the_released_configs() -> None:
+    released = []
+    for system, path in MANIFESTS:
+        module = importlib.import_module(catalogue.CONVERTERS[FAMILIES[system]])
+        released.append((FAMILIES[system], module.config_from_official(json.loads(path.read_text())["config"])))
+    entries = {name: entry for name, entry in catalogue.ENTRIES.items() if entry.model in FAMILIES.values()}
+    assert len(entries) == 6
+    for name, entry in entries.items():
+        config = from_dict(resolve(catalogue.schema_target(catalogue.MODELS[entry.model])), entry.config, name)
+        assert (entry.model, config) in released, name

@@ -79,7 +79,10 @@ def _sizes(entry: catalogue.Entry) -> list[tuple[str, str]]:
         longest = f"{entry.context:,} tokens" if entry.context else "unbounded"
         return [("longest input", longest), ("vocabulary", f"{entry.vocab:,} tokens (`{entry.tokenizer}`)")]
     codes = f"{entry.vocab:,} codes" if entry.vocab else "continuous"
-    return [("tokens of a picture", f"{entry.context:,}"), ("codebook", codes)]
+    if "generate_video" in entry.tasks:
+        return [("longest input", f"{entry.context:,} tokens"), ("video codebook", codes)]
+    what = "clip of 17 frames" if "reconstruct_video" in entry.tasks else "picture"
+    return [(f"tokens of a {what}", f"{entry.context:,}"), ("codebook", codes)]
 
 
 def artifact_card(artifact: Artifact) -> str:

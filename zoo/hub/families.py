@@ -37,6 +37,24 @@ _VIT = {"width": 32, "layers": 2, "heads": 4, "mlp": {"kind": "gelu", "width": 6
 _STACK = {"widths": [16, 32], "decoder_blocks": 3, "z_channels": 4, "groups": 8, "mid_attention": True}
 
 FAMILIES: dict[str, Family] = {
+    "mqt": Family(
+        about="MQT-LLaVA answers questions about pictures with any number of visual tokens from 1 to 256, chosen when "
+        "it is asked: fewer tokens, less work.",
+        paper="Hu et al. 2024, Matryoshka Query Transformer for Large Vision-Language Models, arXiv:2405.19315",
+        limits="The released query transformer looks at the same places of every picture, since its keys hold no "
+        "content. Its decoder is a fine-tuned Vicuna, so Llama 2's community licence applies as well.",
+        tags=("vision-language", "visual-question-answering"),
+        tiny={
+            "tower": {
+                "vit": {"width": 16, "layers": 2, "heads": 2, "mlp": {"kind": "quick_gelu", "width": 32}},
+                "size": 28,
+                "patch": 7,
+            },
+            "queries": {"grid": 3, "width": 16, "out_width": 24, "heads": 2, "source": [4, 4]},
+            "lm": {"d_model": 24, "n_layer": 2, "n_head": 2, "d_inner": 32, "vocab_size": 20},
+        },
+        call="model(torch.tensor([[1, -200, 5]]), torch.rand(1, 3, 28, 28), m=2)",
+    ),
     "hyenadna": Family(
         about="HyenaDNA reads DNA one base at a time with long convolutions in place of attention, so that a sequence "
         "of a million bases costs little more than its length.",
@@ -174,6 +192,38 @@ FAMILIES: dict[str, Family] = {
         tags=("image-generation",),
         tiny={"codes": 12, "classes": 3, "length": 6, "vit": {**_VIT, "qk_norm": "affine", "adaln": True}},
         call="model(torch.zeros(1, 6, dtype=torch.long), torch.tensor([2]))",
+    ),
+    "nbp": Family(
+        about="NBP generates video tokens a block at a time: all tokens of a block see each other and come out of one "
+        "pass, so that a clip takes a fraction of the steps of next-token prediction.",
+        paper="Ren et al. 2025, Next Block Prediction: Video Generation via Semi-Autoregressive Modeling, "
+        "arXiv:2502.07737",
+        limits="It makes tokens of its own tokenizer, for clips of 17 frames of 128 x 128 pixels. Tokens of a block "
+        "are drawn independently of each other. The UCF-101 models take the class name as Llama tokens, which are not "
+        "part of this package; the Kinetics-600 models continue two latent frames.",
+        tags=("video-generation", "next-block-prediction"),
+        tiny={
+            "d_model": 32,
+            "n_layer": 2,
+            "options": {"heads": 4, "bias": True, "out_bias": True},
+            "mlp": {"kind": "gelu", "width": 64},
+            "video_vocab": 16,
+            "grid": [3, 2, 4],
+            "block": 4,
+            "max_len": 64,
+        },
+        call="model(model.arrange(torch.zeros(1, 3, 2, 4, dtype=torch.long))[0])",
+    ),
+    "nbp_tokenizer": Family(
+        about="NBP's tokenizer turns a clip into one of 64,000 codes for each 4 x 8 x 8 pixels by 3-D convolutions "
+        "that are causal in time; a picture is a clip of one frame.",
+        paper="Ren et al. 2025, Next Block Prediction: Video Generation via Semi-Autoregressive Modeling, "
+        "arXiv:2502.07737; Yu et al. 2023, MAGVIT-v2, arXiv:2310.05737",
+        limits="Clips have 1 + 4n frames and sides that are multiples of 8; it was trained on 17 frames of 128 x 128 "
+        "pixels of one data set.",
+        tags=("video-tokenizer", "finite-scalar-quantization"),
+        tiny={"widths": [4, 4, 8], "blocks": 1, "groups": 2},
+        call="model.encode(torch.rand(1, 3, 5, 16, 16))",
     ),
 }
 

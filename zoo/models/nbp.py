@@ -77,11 +77,12 @@ class NBPConfig:
     head: HeadConfig = field(default_factory=lambda: HeadConfig(tied=False))
 
     def __post_init__(self) -> None:
-        length = math.prod(self.grid)
+        frames, rows, columns = self.grid
+        length = frames * rows * columns
         if length % self.block:
             raise ValueError(f"{length} tokens of a clip are not whole blocks of {self.block}")
         if self.shape is not None:
-            if math.prod(self.shape) != self.block:
+            if self.shape[0] * self.shape[1] * self.shape[2] != self.block:
                 raise ValueError(f"a block of shape {list(self.shape)} does not hold {self.block} tokens")
             if any(side % part for side, part in zip(self.grid, self.shape, strict=True)):
                 raise ValueError(f"blocks of shape {list(self.shape)} do not tile a clip of {list(self.grid)} tokens")

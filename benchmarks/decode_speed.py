@@ -1,6 +1,6 @@
 """Greedy decoding of GENERator-shaped models against `transformers.generate` with its caches, both in one run.
 
-    python benchmarks/decode_speed.py [--sizes 26M 120M] [--batches 1 8] [--prompt 1024] [--new 64] [--threads 2]
+    python benchmarks/decode_speed.py [--sizes 26M 120M] [--batches 1 8] [--prompt 1024] [--new 64] [--clock cpu]
 
 Both sides hold the same weights (converted), get the same prompts and must put out the same tokens (the fraction that
 agrees is reported: random weights have near ties). Time is that of decoding alone: a call for --new tokens less one for
@@ -43,17 +43,17 @@ def pair(size: str) -> tuple[GENERator, Any]:
     return ours, theirs
 
 
-def timed(call: Callable[[int], Tensor], new: int) -> tuple[Tensor, float]:
-    start = time.perf_counter()
+def timed(call: Callable[[int], Tensor], new: int, clock: Callable[[], float]) -> tuple[Tensor, float]:
+    start = clock()
     call(1)
-    prefill = time.perf_counter() - start
-    start = time.perf_counter()
+    prefill = clock() - start
+    start = clock()
     ids = call(new)
-    return ids, (time.perf_counter() - start - prefill) / (new - 1)
+    return ids, (clock() - start - prefill) / (new - 1)
 
 
 @torch.inference_mode()
-def measure(size: str, batch: int, prompt: int, new: int, repeats: int) -> dict[str, Any]:
+def measure(size: str, batch: int, prompt: int, new: int, repeats: int, clock: Callable[[], float]) -> dict[str, Any]:
     ours, theirs = pair(size)
     ids = torch.randint(32, 4128, (batch, prompt), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
@@ -76,7 +76,7 @@ def measure(size: str, batch: int, prompt: int, new: int, repeats: int) -> dict[
     outputs: dict[str, Tensor] = {}
     for _ in range(repeats):
         for name, call in calls.items():
-            outputs[name], seconds = timed(call, new)
+            outputs[name], seconds = timed(call, new, clock)
             best[name] = min(best.get(name, 1e9), seconds)
     rival = min(best["dynamic"], best["static"])
     return {
@@ -98,17 +98,22 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: of one thread, on a busy machine"
+    )
+    parser.add_argument("--name", default="decode_speed")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1 if args.clock == "cpu" else args.threads)
+    clock = time.process_time if args.clock == "cpu" else time.perf_counter
     rows = []
     for size in args.sizes:
         for batch in args.batches:
-            rows.append(measure(size, batch, args.prompt, args.new, args.repeats))
+            rows.append(measure(size, batch, args.prompt, args.new, args.repeats, clock))
             print(json.dumps(rows[-1]), flush=True)
             result = {"torch": torch.__version__, "transformers": transformers.__version__, "dtype": "float32"}
-            result |= {"threads": args.threads, "rows": rows}
+            result |= {"threads": torch.get_num_threads(), "clock": args.clock, "rows": rows}
             RESULTS.mkdir(exist_ok=True)
-            (RESULTS / "decode_speed.json").write_text(json.dumps(result, indent=1) + "\n")
+            (RESULTS / f"{args.name}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def parser() -> Parser:
         "Train a recipe into a folder: checkpoints, metrics.csv, curves.png and the artifact.",
         [
             "zoo train hyenadna_uci_splice",
-            "zoo train hyenadna_uci_splice data=chr20_splice trainer.max_steps=500 --out runs/chr20",
+            "zoo train hyenadna_uci_splice data=chr20_splice model.max_len=402 --out runs/chr20",
             "zoo train my.yaml --dry-run",
             "zoo train hyenadna_uci_splice --out runs/hyenadna_uci_splice --resume",
             "zoo train hyenadna_uci_splice -m seed=0,1,2 task.optim.lr=1e-3,2e-3 --out runs/grid",

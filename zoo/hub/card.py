@@ -182,6 +182,8 @@ def _training_section(recipe: dict[str, Any], run: dict[str, Any]) -> str:
         ("batch size", recipe.get("data", {}).get("batch_size")),
         ("precision", trainer.get("precision")),
         ("gradient clipping", trainer.get("grad_clip")),
+        ("moving average of the weights", trainer.get("ema") or None),
+        ("label smoothing", recipe.get("task", {}).get("label_smoothing") or None),
         *((key.replace("_", " "), optim[key]) for key in ("lr", "weight_decay", "betas", "schedule") if key in optim),
         ("training time", f"{run['timing']['train_seconds']:.0f} s" if run.get("timing") else None),
         ("hardware", _hardware(run.get("hardware", {}))),

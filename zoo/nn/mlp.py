@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,13 +17,14 @@ class MLPConfig:
     """Feed-forward network of a block.
 
     Attributes:
-        kind: `gelu` (erf), `gelu_tanh`, `relu` or `silu` for two linear layers; `swiglu` (SiLU gate, Llama) or
-            `geglu` (erf-GELU gate on the first half, MosaicBERT) for gated ones.
+        kind: `gelu` (erf), `gelu_tanh`, `quick_gelu` (x sigmoid(1.702 x), OpenAI's CLIP), `relu` or `silu` for two
+            linear layers; `swiglu` (SiLU gate, Llama) or `geglu` (erf-GELU gate on the first half, MosaicBERT) for
+            gated ones.
         width: inner width (of one half, where gated).
         bias: biases in all linear layers; for `geglu` only in the last, as in MosaicBERT.
     """
 
-    kind: Literal["gelu", "gelu_tanh", "relu", "silu", "swiglu", "geglu"] = "gelu_tanh"
+    kind: Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu", "swiglu", "geglu"] = "gelu_tanh"
     width: int = 512
     bias: bool = True
 
@@ -42,6 +44,8 @@ class MLP(nn.Module):
             x = F.gelu(x, approximate="tanh")
         elif self.kind == "gelu":
             x = F.gelu(x)
+        elif self.kind == "quick_gelu":
+            x = x * torch.sigmoid(1.702 * x)
         else:
             x = F.relu(x) if self.kind == "relu" else F.silu(x)
         return last_linear(self.fc2, x)

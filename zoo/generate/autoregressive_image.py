@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import ZooError
+from zoo.generate.loop import decode
 from zoo.generate.maskgit import power_cosine
 from zoo.models.rar import RAR
 
@@ -28,22 +29,53 @@ def generate_rar(
     Raises:
         ZooError: more tokens than the model makes.
     """
-    length, batch = model.config.length, len(classes)
+    length = model.config.length
     count = length if tokens is None else tokens
     if not 1 <= count <= length:
         raise ZooError(f"this RAR makes 1 to {length} tokens, {count} were asked for")
-    both = torch.cat([classes, torch.full_like(classes, model.dropped)]) if guidance else classes
-    caches = model.init_caches(len(both), classes.device, model.head.weight.dtype)
-    ids = classes.new_zeros(batch, 0)
-    for step in range(count):
-        logits = model(ids.repeat(2, 1) if guidance else ids, both, caches=caches)[:, -1].float()
-        if guidance:
+    scheme = _Raster(model, classes, guidance, power, temperature, generator, count)
+    decode(scheme, scheme.run)
+    return scheme.ids
+
+
+class _Raster:
+    """One image token after the other."""
+
+    def __init__(
+        self,
+        model: RAR,
+        classes: Tensor,
+        guidance: float,
+        power: float,
+        temperature: float,
+        generator: torch.Generator | None,
+        count: int,
+    ) -> None:
+        self.model = model
+        self.guidance, self.power, self.temperature = guidance, power, temperature
+        self.generator = generator
+        self.classes = torch.cat([classes, torch.full_like(classes, model.dropped)]) if guidance else classes
+        self.caches = model.init_caches(len(self.classes), classes.device, model.head.weight.dtype)
+        self.count = count
+        self.ids = classes.new_zeros(len(classes), 0)
+
+    def next(self) -> Tensor | None:
+        return self.ids if self.ids.shape[1] < self.count else None
+
+    def run(self, ids: Tensor) -> Tensor:
+        """Logits [B, V] of the next token, guided."""
+        both = ids.repeat(2, 1) if self.guidance else ids
+        logits = self.model(both, self.classes, caches=self.caches)[:, -1].float()
+        if self.guidance:
             cond, uncond = logits.chunk(2)
-            logits = uncond + (cond - uncond) * power_cosine(guidance, step / length, power)
-        if temperature:
-            p = torch.softmax(logits / temperature, -1)
-            chosen = torch.multinomial(p, 1, generator=generator)
+            scale = power_cosine(self.guidance, ids.shape[1] / self.model.config.length, self.power)
+            logits = uncond + (cond - uncond) * scale
+        return logits
+
+    def take(self, ids: Tensor, logits: Tensor) -> None:
+        if self.temperature:
+            p = torch.softmax(logits / self.temperature, -1)
+            chosen = torch.multinomial(p, 1, generator=self.generator)
         else:
             chosen = logits.argmax(-1, keepdim=True)
-        ids = torch.cat([ids, chosen], 1)
-    return ids
+        self.ids = torch.cat([ids, chosen], 1)

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from zoo.generate.loop import decode
+
 Draw = Callable[[torch.Size], Tensor]
 
 
@@ -60,6 +62,66 @@ def gumbel(shape: torch.Size, draw: Draw) -> Tensor:
     return -(-draw(shape).clamp_min(1e-20).log()).clamp_min(1e-20).log()
 
 
+class ByConfidence:
+    """MaskGIT's order of decoding: all masked places at once, of which the most certain ones stay.
+
+    Args:
+        ids: [B, L], all of them *mask_id*.
+        mask_id: the token of a masked place.
+        sampling: see MaskGITSampling.
+        draw: uniform numbers, asked for only where the temperature is above 0.
+        watch: sees the ids before each step.
+    """
+
+    def __init__(
+        self, ids: Tensor, mask_id: int, sampling: MaskGITSampling, draw: Draw, watch: Callable[[Tensor], None] | None
+    ) -> None:
+        self.ids = ids
+        self.mask_id = mask_id
+        self.sampling = sampling
+        self.draw = draw
+        self.watch = watch
+        self.step = 0
+
+    def next(self) -> Tensor | None:
+        if self.step == self.sampling.steps:
+            return None
+        if self.watch is not None:
+            self.watch(self.ids)
+        return self.ids
+
+    def guided(self, logits_of: Callable[[Tensor, bool], Tensor], ids: Tensor) -> Tensor:
+        """Logits of *ids* with this step's guidance."""
+        sampling = self.sampling
+        scale = guidance_at(sampling, self.step) if sampling.guidance else 0.0
+        logits = logits_of(ids, False)
+        if sampling.guidance and sampling.decay == "power-cosine":
+            base = logits_of(ids, True)
+            return base + (logits - base) * scale
+        return logits + (logits - logits_of(ids, True)) * scale if scale else logits
+
+    def take(self, ids: Tensor, logits: Tensor) -> None:
+        sampling = self.sampling
+        progress = (self.step + 1) / sampling.steps
+        logits = logits.float()
+        if sampling.anneal:
+            logits = logits / (0.5 + 0.8 * (1 - progress))
+        temperature = sampling.temperature * (1 - progress)
+        noisy = logits + temperature * gumbel(logits.shape, self.draw) if sampling.temperature else logits
+        masked = ids == self.mask_id
+        chosen = torch.where(masked, noisy.argmax(-1), ids)
+        certainty = logits.gather(-1, chosen[..., None])[..., 0].masked_fill(~masked, math.inf)
+        if sampling.temperature:
+            certainty = certainty + temperature * gumbel(certainty.shape, self.draw)
+        if self.step + 1 < sampling.steps:
+            # one count for the batch, the first sample's, as the official code has it
+            count = masked_after(ids.shape[1], sampling.steps, self.step, int(masked[0].sum()))
+            cutoff = certainty.sort(-1).values[:, count : count + 1]
+            chosen = torch.where(certainty < cutoff, self.mask_id, chosen)
+        self.ids = chosen
+        self.step += 1
+
+
 @torch.no_grad()
 def maskgit(
     logits_of: Callable[[Tensor, bool], Tensor],
@@ -75,32 +137,7 @@ def maskgit(
     *logits_of*(ids, unconditional) gives [batch, length, V]; *draw*(shape) gives uniform numbers in [0, 1) (asked for
     only where the temperature is above 0) and fixes the device; *watch* sees the ids before each step.
     """
-    ids = torch.full((batch, length), mask_id, device=draw(torch.Size([0])).device)
-    for step in range(sampling.steps):
-        if watch is not None:
-            watch(ids)
-        progress = (step + 1) / sampling.steps
-        scale = guidance_at(sampling, step) if sampling.guidance else 0.0
-        logits = logits_of(ids, False)
-        if sampling.guidance and sampling.decay == "power-cosine":
-            base = logits_of(ids, True)
-            logits = base + (logits - base) * scale
-        elif scale:
-            logits = logits + (logits - logits_of(ids, True)) * scale
-        logits = logits.float()
-        if sampling.anneal:
-            logits = logits / (0.5 + 0.8 * (1 - progress))
-        temperature = sampling.temperature * (1 - progress)
-        noisy = logits + temperature * gumbel(logits.shape, draw) if sampling.temperature else logits
-        masked = ids == mask_id
-        chosen = torch.where(masked, noisy.argmax(-1), ids)
-        certainty = logits.gather(-1, chosen[..., None])[..., 0].masked_fill(~masked, math.inf)
-        if sampling.temperature:
-            certainty = certainty + temperature * gumbel(certainty.shape, draw)
-        if step + 1 == sampling.steps:
-            return chosen
-        # one count for the batch, the first sample's, as the official code has it
-        count = masked_after(length, sampling.steps, step, int(masked[0].sum()))
-        cutoff = certainty.sort(-1).values[:, count : count + 1]
-        ids = torch.where(certainty < cutoff, mask_id, chosen)
-    return ids
+    start = torch.full((batch, length), mask_id, device=draw(torch.Size([0])).device)
+    scheme = ByConfidence(start, mask_id, sampling, draw, watch)
+    decode(scheme, lambda ids: scheme.guided(logits_of, ids))
+    return scheme.ids

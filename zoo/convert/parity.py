@@ -194,7 +194,11 @@ def replay_case(path: Path) -> CaseResult:
         return CaseResult(str(path), system, [], skipped=str(reason))
     except Exception as error:  # a broken replay must not hide the other cases
         return CaseResult(str(path), system, [], problem=f"{type(error).__name__}: {error}")
-    return CaseResult(str(path), system, [compare(name, want, produced.get(name), case.tolerance) for name, want in case.outputs.items()])
+    return CaseResult(
+        str(path),
+        system,
+        [compare(name, want, produced.get(name), case.tolerance) for name, want in case.outputs.items()],
+    )
 
 
 def compare(name: str, expected: Tensor, actual: Tensor | None, tolerance: tuple[float, float]) -> OutputCheck:
@@ -203,12 +207,16 @@ def compare(name: str, expected: Tensor, actual: Tensor | None, tolerance: tuple
         return OutputCheck(name, float("inf"), float("inf"), "not produced")
     actual = actual.detach().cpu()
     if actual.shape != expected.shape:
-        return OutputCheck(name, float("inf"), float("inf"), f"shape {list(actual.shape)}, expected {list(expected.shape)}")
+        return OutputCheck(
+            name, float("inf"), float("inf"), f"shape {list(actual.shape)}, expected {list(expected.shape)}"
+        )
     if expected.numel() == 0:
         return OutputCheck(name, 0.0, 0.0)
     if not expected.dtype.is_floating_point and not expected.dtype.is_complex:
         wrong = int((actual.to(expected.dtype) != expected).sum())
-        return OutputCheck(name, float(wrong), float(wrong), f"{wrong} of {expected.numel()} integers differ" if wrong else "")
+        return OutputCheck(
+            name, float(wrong), float(wrong), f"{wrong} of {expected.numel()} integers differ" if wrong else ""
+        )
     wide = torch.complex128 if expected.dtype.is_complex else torch.float64
     a, e = actual.to(wide), expected.to(wide)
     equal = (a == e) | (torch.isnan(a) & torch.isnan(e))  # infinities of one sign are equal

@@ -125,7 +125,7 @@ def test_the_lean_pass_is_the_models_own() -> None:
             logits = []
             for lean in (True, False):
                 with torch.inference_mode():
-                    target = ModelTarget(model, 2, 32, lean=lean)
+                    target = ModelTarget(model, 2, 32, lean=lean, passes=100 if tree else 0)
                     ids, valid = prompts(2)
                     target.prefill(ids, valid)
                     assert (target.lean is not None) == lean

@@ -243,7 +243,7 @@ class _Run:
         room = longest + cfg.max_new_tokens + (cfg.draft_budget if self.draft is not None else 0)
         room += -cfg.max_new_tokens % cfg.block
         limit = self.model.max_len
-        inner = ModelTarget(self.model, len(ids), min(room, limit or room), self.policy, self.lean)
+        inner = ModelTarget(self.model, len(ids), min(room, limit or room), self.policy, self.lean, cfg.max_new_tokens)
         target: Any = inner if negative is None else GuidedTarget(inner, cfg.scale)
         start = time.perf_counter()
         chain = [*self.warpers, *cfg.warpers()]

@@ -20,6 +20,8 @@ from zoo.nn.layout import Layout
 from zoo.nn.policy import CachePolicy, managed
 from zoo.nn.state import Stack
 
+_MANY = 24  # passes that repay copying the weights
+
 
 class ModelTarget:
     """A sequence model with its decoding states.
@@ -36,10 +38,17 @@ class ModelTarget:
         capacity: tokens a row, drafts included.
         policy: what caches keep; None keeps all.
         lean: use the lean pass where the model fits.
+        passes: how many are expected; many are worth copies of weights in a faster order.
     """
 
     def __init__(
-        self, model: Any, batch: int, capacity: int, policy: CachePolicy | None = None, lean: bool = True
+        self,
+        model: Any,
+        batch: int,
+        capacity: int,
+        policy: CachePolicy | None = None,
+        lean: bool = True,
+        passes: int = 0,
     ) -> None:
         weight = model.embed.weight
         self.model = model
@@ -49,7 +58,7 @@ class ModelTarget:
             self.state = managed(self.state, policy)
         self.trees = _takes_back(self.state)
         full = isinstance(self.state, Stack) and all(isinstance(layer, KVState) for layer in self.state.layers)
-        self.lean = LeanDecoder(model) if lean and full and LeanDecoder.fits(model) else None
+        self.lean = LeanDecoder(model, passes >= _MANY) if lean and full and LeanDecoder.fits(model) else None
         self.forwards = 0
         self.shift = 0
         self.hidden: Tensor | None = None
@@ -89,7 +98,8 @@ class ModelTarget:
 
     def _head(self, hidden: Tensor) -> Tensor:
         """Logits over the tokens that mean something: rows that only fill up the embedding are cut off."""
-        return self.model.forward_head(hidden)[..., : self.model.config.vocab_size]
+        logits = self.model.forward_head(hidden) if self.lean is None else self.lean.head(hidden)
+        return logits[..., : self.model.config.vocab_size]
 
     def step(self, tokens: Tensor) -> Tensor:
         """Consume one token a row [B, 1]: logits [B, V]."""

@@ -20,7 +20,7 @@ from zoo.nn.layout import Layout
 from zoo.nn.policy import CachePolicy, managed
 from zoo.nn.state import Stack
 
-_MANY = 24  # passes that repay copying the weights
+_MANY = 64  # passes that repay copying the weights
 
 
 class ModelTarget:

@@ -95,6 +95,25 @@ def test_a_draft_tree_equals_its_paths_and_commit_keeps_one(name: str) -> None:
 
 @every
 @torch.no_grad()
+def test_one_layout_may_serve_many_calls(name: str) -> None:
+    mixer, tokens = build(name), x(20)
+    tree, draft = Layout("causal", parent=torch.tensor([-1, 0, 0])), x(3)
+    padded = Layout("causal", valid=torch.ones(B, 4, dtype=torch.bool))
+    for length in (6, 9, 9, 2):  # what the layout keeps for the other layers must not outlive the lengths
+        _, state = mixer(tokens[:, :length], Layout("causal"), mixer.init_state(B, 40, dtype=torch.float64))
+        both, state = mixer(draft, tree, state)
+        for path in ([0, 1], [0, 2]):
+            line, _ = mixer(torch.cat([tokens[:, :length], draft[:, path]], 1), Layout("causal"))
+            close(both[:, path], line[:, length:])
+        _, state = mixer(tokens[:, :length], Layout("causal"), mixer.init_state(B, 40, dtype=torch.float64))
+        more, state = mixer(tokens[:, length : length + 4], padded, state)
+        last, _ = mixer(tokens[:, length + 4 : length + 5], Layout("causal"), state)
+        line, _ = mixer(tokens[:, : length + 5], Layout("causal"))
+        close(torch.cat([more, last], 1), line[:, length:])
+
+
+@every
+@torch.no_grad()
 def test_rows_may_accept_different_numbers_of_drafts(name: str) -> None:
     mixer = build(name)
     before, draft, after = x(8), x(3), x(5)

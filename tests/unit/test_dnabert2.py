@@ -13,8 +13,8 @@ from zoo.config import from_dict, to_dict
 from zoo.errors import ConfigError, ZooError
 from zoo.models.dnabert2 import DNABERT2, DNABERT2Config, masked_lm_loss, masked_logits
 from zoo.nn.heads import HeadConfig
+from zoo.nn.kernels import shared
 from zoo.nn.layout import Layout
-from zoo.nn.masks import shared
 from zoo.nn.packing import pack
 from zoo.nn.positions import alibi_slopes
 

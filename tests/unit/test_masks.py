@@ -9,15 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from zoo.nn.flex import attend_flex
+from zoo.nn.kernels import shared
 from zoo.nn.layout import Layout
-from zoo.nn.masks import attend, attend_dense, attend_flex, documents, relative_mask, shared
+from zoo.nn.masks import attend, attend_dense, documents
 from zoo.nn.positions import alibi_slopes
+from zoo.nn.relative import relative_mask
 
 B, L, H, D = 2, 150, 4, 8
 LAYOUTS: dict[str, dict[str, Any]] = {
     "causal": {"kind": "causal"},
     "full": {"kind": "full"},
     "prefix": {"kind": "prefix", "prefix": 11},
+    "prefix-none": {"kind": "prefix", "prefix": 0},
+    "prefix-all": {"kind": "prefix", "prefix": L + 5},
     "prefix-rows": {"kind": "prefix", "prefix": torch.tensor([3, 40])},
     "blocks": {"kind": "block_causal", "block": torch.arange(L) // 7},
     "blocks-rows": {"kind": "block_causal", "block": torch.stack([torch.arange(L) // 7, torch.arange(L) // 5])},

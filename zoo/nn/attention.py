@@ -6,7 +6,6 @@ and values (DiffQKV): Lin et al. 2025, arXiv:2501.13629, §2.
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import torch
@@ -14,12 +13,14 @@ from torch import Tensor, nn
 
 from zoo.config import config
 from zoo.errors import ConfigError, ZooError
+from zoo.nn.kernels import lift_heads, sdpa, shared
 from zoo.nn.kv import KVState, RingState
 from zoo.nn.layout import Layout
-from zoo.nn.masks import attend, attend_padding, lift_heads, sdpa, shared
+from zoo.nn.masks import attend, attend_padding
 from zoo.nn.mixer import Cost, Mixer, MixerInfo
 from zoo.nn.policy import PolicyState
 from zoo.nn.positions import RotaryConfig, alibi_slopes, rotary, rotary_table, rotate
+from zoo.nn.visibility import Continuation, column, depth
 
 _KINDS = frozenset({"causal", "full", "prefix", "block_causal", "window"})
 
@@ -214,16 +215,16 @@ class Attention(Mixer):
 
         def build() -> tuple[Tensor, Tensor]:
             if layout.parent is not None:
-                position = _depth(layout, batch, length, device) + _column(0 if start is None else start)
+                position = depth(layout, batch, length, device) + column(0 if start is None else start)
             elif slots is not None:
                 position = slots
             else:
                 position = layout.positions(batch, length, device)
             return rotary(rope, self.rotary_dim, position)
 
-        return shared(
-            layout, ("angles", rope, self.rotary_dim, length), build, start if isinstance(start, Tensor) else None
-        )
+        first_place = start if not isinstance(start, Tensor) else None
+        key = ("angles", rope, self.rotary_dim, length, first_place)
+        return shared(layout, key, build, start if isinstance(start, Tensor) else None)
 
     def _turn(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
         if angles is None or self.config.rope is None:
@@ -271,19 +272,19 @@ class Attention(Mixer):
                 whole = k if self.k_lift is None else self._keys(k, angles)
                 y = self._attend(q, whole, v, self._spanned(layout))
             else:
+                after = Continuation(layout, before, slots, state.longest, batch)
                 held_k, held_v = state.k[:, :, : state.longest], state.v[:, :, : state.longest]
                 if self.k_lift is not None:
-                    held_k = self._lifted(held_k, self._places(layout, before, slots, state.longest))
-                mask = self._mask(layout, before, slots, None, batch, state.longest, device, q.dtype)
+                    held_k = self._lifted(held_k, after.key_position)
+                mask = after.mask(self.config.window, self.config.sinks, self.slopes, q.dtype)
                 y = self._weigh(q, held_k, held_v, mask)
         if not (isinstance(state, RingState) and draft):
             by = length if count is None else count
             state.advance(by)
             if isinstance(state.length, Tensor):  # one tensor for all layers lets them share masks and angles
                 total = state.length
-                state.length = shared(
-                    layout, ("length", length), lambda: total, before if isinstance(before, Tensor) else None
-                )
+                key = ("length", length, before if isinstance(before, int) else None)
+                state.length = shared(layout, key, lambda: total, before if isinstance(before, Tensor) else None)
         return y
 
     def _ring(
@@ -312,17 +313,17 @@ class Attention(Mixer):
             state.append(k, v, slots, valid, count)
             used = min(before + 1, state.capacity)
             position = RingState(state.k, state.v, state.sinks, before + 1).held()[:, :used]
-            mask = self._bias(slots, position, None, q.dtype) if self.slopes is not None else None
+            after = Continuation(layout, before, slots, used, batch, position)
+            mask = after.bias(self.slopes, None, q.dtype) if self.slopes is not None else None
             return self._weigh(q, self._lifted(state.k[:, :, :used], position), state.v[:, :, :used], mask)
         held = state.held().expand(batch if isinstance(before, Tensor) else 1, -1)
-        depth = slots
-        if layout.parent is not None:
-            depth = _depth(layout, batch, length, q.device) + _column(before)
-        depth = depth.expand(max(len(depth), len(held)), -1)
-        position = torch.cat([held.expand(len(depth), -1), depth], dim=1)
+        where = Continuation(layout, before, slots, length, batch).where
+        where = where.expand(max(len(where), len(held)), -1)
+        position = torch.cat([held.expand(len(where), -1), where], dim=1)
         held_k = torch.cat([state.k, k.transpose(1, 2).to(state.k.dtype)], dim=2)
         held_v = torch.cat([state.v, v.transpose(1, 2).to(state.v.dtype)], dim=2)
-        mask = self._mask(layout, before, slots, position, batch, held_k.shape[2], q.device, q.dtype)
+        after = Continuation(layout, before, slots, held_k.shape[2], batch, position)
+        mask = after.mask(self.config.window, self.config.sinks, self.slopes, q.dtype)
         y = self._weigh(q, self._lifted(held_k, position), held_v, mask)
         if layout.parent is None:
             state.append(k, v, slots, valid, count)
@@ -336,122 +337,6 @@ class Attention(Mixer):
         if self.config.rope is not None:
             angles = rotary(self.config.rope, self.rotary_dim, position)
         return self._keys(k.transpose(1, 2).to(self.k_lift.dtype), angles).transpose(1, 2)
-
-    def _mask(
-        self,
-        layout: Layout,
-        before: int | Tensor,
-        slots: Tensor,
-        position: Tensor | None,
-        batch: int,
-        total: int,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> Tensor | None:
-        """Mask [B or 1, H or 1, n, S] of new tokens over the held ones; `position` [B or 1, S] where it is no count."""
-        length = slots.shape[1]
-        whole = layout.kind == "full" or (layout.kind == "causal" and length == 1)
-        plain = layout.parent is None and self.config.window is None and self.slopes is None and position is None
-        if whole and plain and isinstance(before, int):
-            return None
-
-        def build() -> Tensor:
-            start = _column(before)  # [B, 1] or int
-            new = slots if layout.parent is None else start + torch.arange(length, device=device)[None]
-            where = slots if layout.parent is None else _depth(layout, batch, length, device) + start
-            held = torch.arange(total, device=device)[None] if position is None else position
-            seen = self._seen(layout, start, new, where, held, batch, length, position is not None)
-            return self._bias(where, self._true(layout, held, start, length, where, position), seen, dtype)
-
-        return shared(
-            layout,
-            ("mask", self.slopes, self.config.window, self.config.sinks, length, total, dtype, type(position)),
-            build,
-            before if isinstance(before, Tensor) else None,
-            None if position is None else position,
-        )
-
-    def _places(self, layout: Layout, before: int | Tensor, slots: Tensor, total: int) -> Tensor:
-        """[B or 1, total] positions of what a full cache holds."""
-        held, length = torch.arange(total, device=slots.device)[None], slots.shape[1]
-        if layout.parent is None:
-            return held
-        start = _column(before)
-        where = _depth(layout, len(slots), length, slots.device) + start
-        return self._true(layout, held, start, length, where, None)
-
-    def _true(
-        self, layout: Layout, held: Tensor, start: Any, length: int, where: Tensor, position: Tensor | None
-    ) -> Tensor:
-        """Positions of the held tokens: drafts stand at their depth, not at their place."""
-        if layout.parent is None or position is not None:
-            return held
-        inside = held - start
-        draft = (inside >= 0) & (inside < length)
-        rows = max(len(where), len(draft))
-        depth = where.expand(rows, -1).gather(1, inside.clamp(0, length - 1).expand(rows, -1))
-        return torch.where(draft.expand(rows, -1), depth, held.expand(rows, -1))
-
-    def _seen(
-        self,
-        layout: Layout,
-        start: Any,
-        new: Tensor,
-        where: Tensor,
-        held: Tensor,
-        batch: int,
-        length: int,
-        ring: bool,
-    ) -> Tensor:
-        """[B or 1, n, S] who sees whom; *held* are places (or, on a ring, positions, -1 for none)."""
-        k, q = held[:, None, :], new[..., None]
-        device = held.device
-        if layout.parent is not None or layout.block is not None:
-            if layout.valid is not None:
-                raise ZooError("drafts and block-causal tokens cannot continue a state with padding among them")
-            tree = layout.dense(length, batch, device)
-            if ring:
-                old = (held[:, : held.shape[1] - length] >= 0)[:, None]
-                rows = max(len(tree), len(old))
-                seen = torch.cat([old.expand(rows, length, -1), tree.expand(rows, -1, -1)], dim=2)
-            else:
-                inside = held - start  # [B or 1, S]
-                rows = max(len(tree), len(inside))
-                index = inside.clamp(0, length - 1)[:, None].expand(rows, length, -1)
-                fresh = tree.expand(rows, -1, -1).gather(2, index)
-                seen = (inside < 0)[:, None] | (fresh & ((inside >= 0) & (inside < length))[:, None])
-        else:
-            end = new[:, -1:, None] + 1
-            if layout.valid is not None:
-                end = (start + layout.valid.sum(1, keepdim=True))[..., None]
-            seen = ((k < end) & (k >= 0)).expand(-1, length, -1)
-            if layout.kind in ("causal", "window"):
-                right = layout.window[1] if layout.kind == "window" and layout.window else 0
-                seen = seen & (k <= q + right)
-            elif layout.kind == "prefix":
-                edge = torch.as_tensor(layout.prefix, device=device).reshape(-1, 1, 1)
-                seen = seen & ((k <= q) | (k < edge))
-            if layout.kind == "window" and layout.window is not None:
-                seen = seen & ((k >= q - layout.window[0]) | (k < layout.sinks))
-            if ring and layout.valid is not None:  # padded tokens lie among the new ones and share a position
-                real = layout.valid[:, None, :]
-                old = torch.ones(len(real), 1, held.shape[1] - length, dtype=torch.bool, device=device)
-                seen = seen & torch.cat([old, real], dim=2)
-        if self.config.window is not None:
-            true = self._true(layout, held, start, length, where, held if ring else None)[:, None]
-            at = where[..., None]
-            near = (true >= at - self.config.window) & (true <= at + self.config.window)
-            seen = seen & (near | ((true < self.config.sinks) & (true <= at)))
-        return seen
-
-    def _bias(self, where: Tensor, held: Tensor, seen: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """*seen* as a mask, with ALiBi where the mixer has it: [B or 1, H or 1, n, S]."""
-        if self.slopes is None:
-            assert seen is not None
-            return seen[:, None]
-        slopes = torch.tensor(self.slopes, device=where.device, dtype=torch.float32)[:, None, None]
-        bias = -slopes * (where[:, None, :, None] - held[:, None, None, :]).abs()
-        return (bias if seen is None else bias.masked_fill(~seen[:, None], -math.inf)).to(dtype)
 
     def init_state(
         self, batch: int, max_len: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
@@ -473,24 +358,3 @@ class Attention(Mixer):
             flops=float(batch * length * (projections + mixing)),
             state_bytes=4 * batch * self._held(length) * (self.k_heads * self.k_dim + self.v_heads * self.v_dim),
         )
-
-
-def _column(value: int | Tensor) -> Any:
-    return value[:, None] if isinstance(value, Tensor) else value
-
-
-def _depth(layout: Layout, batch: int, length: int, device: torch.device) -> Tensor:
-    """[B or 1, n] generations of a draft's tokens below the last committed token, from 0."""
-
-    def build() -> Tensor:
-        assert layout.parent is not None
-        parent = layout.parent.to(device)
-        parent = parent[None] if parent.ndim == 1 else parent
-        depth = torch.zeros_like(parent)
-        for node in range(length):  # parents stand before their children
-            up = parent[:, node]
-            above = depth.gather(1, up.clamp_min(0)[:, None])[:, 0]
-            depth[:, node] = torch.where(up >= 0, above + 1, 0)
-        return depth
-
-    return shared(layout, ("depth", length), build)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from zoo.nn.backbone import Backbone
+from zoo.nn.kernels import shared
 from zoo.nn.layout import Layout
-from zoo.nn.masks import documents, shared
+from zoo.nn.masks import documents
 
 _FLEX_FROM = 4096  # tokens from which one long row is worth it on GPU
 

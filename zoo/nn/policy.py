@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from zoo.errors import ZooError
+from zoo.nn.kernels import lift_heads
 from zoo.nn.kv import KVState, RingState
 from zoo.nn.layout import Layout
-from zoo.nn.masks import lift_heads
 from zoo.nn.positions import rotary, rotate
 from zoo.nn.state import Stack, State
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from zoo.config import config
 from zoo.errors import ConfigError
 from zoo.nn.attention import Attention, AttentionConfig
+from zoo.nn.kernels import lift_heads, shared
 from zoo.nn.layout import Layout
-from zoo.nn.masks import lift_heads, shared
 
 _ROWS = 256  # queries at once
 

@@ -98,6 +98,8 @@ REPLAYS = {
     "videogpt": "zoo.convert.videogpt:replay",
     "tokenunify": "zoo.convert.tokenunify:replay",
     "mqt": "zoo.convert.mqt:replay",
+    "hired": "zoo.convert.token_reduction:replay_hired",
+    "m3": "zoo.convert.token_reduction:replay_m3",
     "fvd": "zoo.convert.fvd:replay",
     "video_sampling": "zoo.convert.video_sampling:replay",
     "nbp_tokenizer": "zoo.convert.nbp_tokenizer:replay",

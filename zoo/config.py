@@ -111,6 +111,21 @@ def schema(target: str) -> type:
     return getattr(loaded if loaded and hasattr(loaded, name) else _light_module(module), name)
 
 
+def _belongs(node: ast.stmt) -> bool:
+    """Whether a statement of a module is part of its config classes: themselves, light imports, literals they use."""
+    if isinstance(node, ast.ClassDef):
+        return any(ast.unparse(decorator) == "config" for decorator in node.decorator_list)
+    if isinstance(node, ast.Import):
+        return all(item.name.split(".")[0] in _LIGHT for item in node.names)
+    if isinstance(node, ast.ImportFrom) and node.module:
+        return node.module == "__future__" or node.module in _LIGHT or node.module.split(".")[0] in _LIGHT[:3]
+    if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+        return _is_literal(node.value) or (
+            isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("Literal[")
+        )
+    return False
+
+
 def _light_module(module: str) -> types.ModuleType:
     alias = f"zoo-schema:{module}"
     if alias in sys.modules:
@@ -123,22 +138,13 @@ def _light_module(module: str) -> types.ModuleType:
     sys.modules[alias] = light
     kept: list[ast.stmt] = []
     for node in tree.body:
-        if isinstance(node, ast.ClassDef) and any(ast.unparse(d) == "config" for d in node.decorator_list):
+        if _belongs(node):
             kept.append(node)
-        elif isinstance(node, ast.Import) and all(alias_.name.split(".")[0] in _LIGHT for alias_ in node.names):
-            kept.append(node)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            if node.module == "__future__" or node.module in _LIGHT or node.module.split(".")[0] in _LIGHT[:3]:
-                kept.append(node)
-            elif node.module.startswith("zoo."):
-                wanted = {alias_.name: alias_.asname or alias_.name for alias_ in node.names}
-                if any(_defines_config(node.module, item) for item in wanted):
-                    inner = _light_module(node.module)
-                    vars(light).update({to: getattr(inner, item) for item, to in wanted.items() if hasattr(inner, item)})
-        elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None and _is_literal(node.value):
-            kept.append(node)
-        elif isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("Literal["):
-            kept.append(node)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("zoo."):
+            wanted = {item.name: item.asname or item.name for item in node.names}
+            if any(_defines_config(node.module, name) for name in wanted):
+                inner = _light_module(node.module)
+                vars(light).update({to: getattr(inner, name) for name, to in wanted.items() if hasattr(inner, name)})
     exec(compile(ast.Module(kept, []), spec.origin, "exec"), vars(light))  # our own source, never a downloaded file
     return light
 

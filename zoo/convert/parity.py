@@ -227,7 +227,7 @@ def compare(name: str, expected: Tensor, actual: Tensor | None, tolerance: tuple
 
 
 class Capture:
-    """Records outputs of submodules during a forward pass: `with Capture({"stage": module}) as seen: ...; seen["stage"]`.
+    """Records outputs of submodules in a forward pass: `with Capture({"stage": module}) as seen: ...; seen["stage"]`.
 
     A module called several times gives its last output under the name and all of them under `seen.calls[name]`.
     Of a tuple output the first tensor is taken.

@@ -63,7 +63,7 @@ class ParamGroup(TypedDict, total=False):
 
 
 class Mixer(nn.Module):
-    """Base class. Subclasses set `info` in `__init__` and implement `forward`, and `init_state`/`cost` where it decodes.
+    """Base class. Subclasses set `info` in `__init__`, implement `forward`, and `init_state`/`cost` where it decodes.
 
     A mixer class names its config class as `Config`, and is built as `Mixer(d_model, config, layer_index)`.
     """
@@ -102,9 +102,8 @@ class Mixer(nn.Module):
     def check_layout(self, kind: str) -> None:
         """Raise ConfigError at build time when this mixer cannot serve layouts of *kind*."""
         if kind not in self.info.layouts:
-            raise ConfigError(
-                f"mixer {type(self).__name__} cannot serve a '{kind}' layout (it serves: {', '.join(sorted(self.info.layouts))})"
-            )
+            served = ", ".join(sorted(self.info.layouts))
+            raise ConfigError(f"mixer {type(self).__name__} cannot serve a '{kind}' layout (it serves: {served})")
 
 
 def split_param_groups(module: nn.Module) -> list[ParamGroup]:

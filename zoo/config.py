@@ -82,7 +82,7 @@ def _keys_at(cls: Any, path: list[str]) -> list[str]:
             continue
         if not dataclasses.is_dataclass(cls):
             return []
-        hints = _hints(cls)
+        hints = _hints(cls if isinstance(cls, type) else type(cls))
         inner = hints.get(part)
         args = [arg for arg in getattr(inner, "__args__", ()) if dataclasses.is_dataclass(arg)]
         cls = inner if dataclasses.is_dataclass(inner) else (args[0] if args else None)

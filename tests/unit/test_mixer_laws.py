@@ -366,7 +366,7 @@ def test_the_dense_path_compiles_without_graph_breaks(variant: Variant) -> None:
     layout = layout_of(sorted(mixer.info.layouts)[0])
     x = variant.x()
     torch._dynamo.reset()
-    compiled = torch.compile(lambda x: mixer(x, layout)[0], fullgraph=True, backend="eager")  # traces, needs no compiler
+    compiled = torch.compile(lambda x: mixer(x, layout)[0], fullgraph=True, backend="eager")  # needs no compiler
     with torch.no_grad():
         close(compiled(x), mixer(x, layout)[0], 1e-4)
 

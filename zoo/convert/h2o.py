@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,7 +24,8 @@ def _dropped(case: Case) -> dict[str, Tensor]:
     config, ids = case.config, case.inputs["input_ids"]
     policy = H2O(int(config["hh_size"]), int(config["recent_size"]))
     model = tiny_llama(case)
-    logits, kept, scores, full, layers = [], [], [], None, []
+    logits, kept, scores, full = [], [], [], None
+    layers: list[Any] = []
     for step, (new, layers) in enumerate(passes(model, ids, int(config["prefill"]), policy)):
         logits.append(new)
         if layers[0].length == policy.bound:
@@ -30,7 +33,7 @@ def _dropped(case: Case) -> dict[str, Tensor]:
             kept.append(torch.stack([layer.position[0, :, : layer.length] for layer in layers]))
             scores.append(torch.stack([layer.score[0, :, : layer.length] for layer in layers]))
     first, last = layers[0], layers[-1]
-    mixer = model.backbone.layers[0].mixer
+    mixer: Any = model.backbone.layers[0].mixer
     k, position = first.k[:, :, : first.length], first.position[:, :, : first.length]
     if mixer.config.rope is not None:  # the official cache holds them turned
         cos, sin = rotary(mixer.config.rope, mixer.rotary_dim, position)

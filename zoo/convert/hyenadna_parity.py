@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.convert import Row, load_strict, rows_to_official, rows_to_ours
 from zoo.convert import hyenadna as convert
@@ -46,8 +46,8 @@ def _language_model(case: Case) -> dict[str, Tensor]:
 def _stages(
     model: HyenaDNA, config: HyenaDNAConfig, ids: Tensor, case: Case, official: dict[str, Any]
 ) -> dict[str, Tensor]:
-    layers = model.backbone.layers
-    parts = {"embeddings": model.embed, "last_hidden": model.backbone.norm}
+    layers: list[Any] = list(model.backbone.layers)
+    parts: dict[str, nn.Module] = {"embeddings": model.embed, "last_hidden": model.backbone.norm}
     for i, layer in enumerate(layers):
         parts |= {f"{i}.norm1": layer.norm1, f"{i}.mixer": layer.mixer, f"{i}.mlp": layer.mlp, f"{i}.block": layer}
         if isinstance(layer.mixer, Hyena):

@@ -133,8 +133,16 @@ def config_from_official(official: Mapping[str, Any]) -> MQTConfig:
 
     The query transformer's M and heads are fixed in the official code: 256 and one for every 64 features.
     """
-    clip = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
-            "image_size": 336, "patch_size": 14, "layer_norm_eps": 1e-5, "hidden_act": "quick_gelu"}  # fmt: skip
+    clip: dict[str, Any] = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 336,
+        "patch_size": 14,
+        "layer_norm_eps": 1e-5,
+        "hidden_act": "quick_gelu",
+    }
     clip |= official.get("clip") or {}
     width, side = int(clip["hidden_size"]), int(clip["image_size"]) // int(clip["patch_size"])
     act = str(clip["hidden_act"])

@@ -74,8 +74,9 @@ class _Norm:
     def __init__(self, norm: Any) -> None:
         self.norm = norm
         self.weight = norm.weight
-        self.eps = getattr(norm, "eps", None)
-        self.single = isinstance(norm, nn.RMSNorm) and self.eps is not None and norm.weight.device.type == "cpu"
+        eps = getattr(norm, "eps", None)
+        self.eps = 0.0 if eps is None else float(eps)
+        self.single = isinstance(norm, nn.RMSNorm) and eps is not None and norm.weight.device.type == "cpu"
         self.single = self.single and norm.weight.dtype in (torch.float32, torch.float64)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -258,5 +258,10 @@ def _takes_back(state: Any) -> bool:
 
 def _rows(state: Any) -> int:
     sizes: list[int] = []
-    state._map(lambda tensor: (sizes.append(len(tensor)), tensor)[1])
+
+    def note(tensor: Tensor) -> Tensor:
+        sizes.append(len(tensor))
+        return tensor
+
+    state._map(note)
     return sizes[0]

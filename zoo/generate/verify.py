@@ -135,7 +135,8 @@ def verify(draft: Draft, laws: Tensor, noise: Noise, rule: NodeRule = recursive)
         noise: uniform numbers.
         rule: acceptance at one node.
     """
-    below, path, node = draft.children(), [], -1
+    path: list[int] = []
+    below, node = draft.children(), -1
     while True:
         q = laws[node + 1]
         children = below[node + 1]
@@ -157,7 +158,8 @@ def verify(draft: Draft, laws: Tensor, noise: Noise, rule: NodeRule = recursive)
 
 def verify_greedy(draft: Draft, best: Sequence[int]) -> tuple[list[int], int]:
     """The same for one-hot laws: *best* is the likeliest token after the root and after each guess."""
-    below, path, node = draft.children(), [], -1
+    path: list[int] = []
+    below, node = draft.children(), -1
     while True:
         token = best[node + 1]
         found = next((child for child in below[node + 1] if draft.tokens[child] == token), None)

@@ -74,8 +74,8 @@ class Block(nn.Module):
         self.mixer = make_mixer(spec.mixer, config.d_model, spec.options, layer_index)
         self.mixer.check_layout(config.layout)
         self.norm1 = make_norm(config.norm, config.d_model, config.eps)
-        self.mlp = make_mlp(config.d_model, spec.mlp) if spec.mlp is not None else None
-        self.norm2 = make_norm(config.norm, config.d_model, config.eps) if spec.mlp is not None else None
+        self.mlp: Any = make_mlp(config.d_model, spec.mlp) if spec.mlp is not None else None
+        self.norm2: Any = make_norm(config.norm, config.d_model, config.eps) if spec.mlp is not None else None
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, layout: Layout, state: Any = None) -> tuple[Tensor, Any]:
@@ -96,7 +96,6 @@ class Block(nn.Module):
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         """x + mlp(norm(x)), long sequences in pieces: the inner width would be the largest tensor of the block."""
-        assert self.mlp is not None
         drop = self.training and self.dropout.p > 0
         tower = lambda _context, h: (self.mlp(self._norm(self.norm2, h)),)
         whole = lambda _context, h: (h + self.mlp(self._norm(self.norm2, h)),)
@@ -117,7 +116,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         self.layers = nn.ModuleList(Block(config, spec, i) for i, spec in enumerate(config.layers))
-        self.norm = make_norm(config.norm, config.d_model, config.eps) if config.prenorm else nn.Identity()
+        self.norm: Any = make_norm(config.norm, config.d_model, config.eps) if config.prenorm else nn.Identity()
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor, layout: Layout = CAUSAL, state: Stack | None = None) -> tuple[Tensor, Stack | None]:
@@ -142,7 +141,8 @@ class Backbone(nn.Module):
         Raises:
             ConfigError: a layer's mixer has no step form.
         """
-        return Stack([layer.mixer.init_state(batch, max_len, device, dtype) for layer in self.layers])
+        mixers: list[Any] = [layer.mixer for layer in self.layers]
+        return Stack([mixer.init_state(batch, max_len, device, dtype) for mixer in mixers])
 
     @torch.no_grad()
     def scale_residual_init(self, std: float = 0.02) -> None:

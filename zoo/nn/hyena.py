@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -265,7 +265,7 @@ class Hyena(Mixer):
             rows = (group + d * torch.arange(self.config.order + 1, device=x.device)[:, None]).flatten()
             bias = None if self.in_proj.bias is None else self.in_proj.bias[rows]
             u = _mask(F.linear(x, self.in_proj.weight[rows], bias), valid)  # [B, L, (order + 1) G]
-            u = causal_short_conv(u, self.short_filter.weight[rows], self.short_filter.bias[rows])
+            u = causal_short_conv(u, self.short_filter.weight[rows], cast(Tensor, self.short_filter.bias)[rows])
             *gates, v = u.split(len(group), dim=-1)
             for i, gate in enumerate(reversed(gates[1:])):
                 channels = group * convolutions + i if self.config.interleaved else group + i * d
@@ -279,7 +279,8 @@ class Hyena(Mixer):
     def kernels(self, length: int) -> list[tuple[Tensor, Tensor]]:
         """(filter, skip) of each convolution in the order they are applied, for sequences of *length*."""
         convolutions = self.config.order - 1
-        taps, skip = self.filter(length), self.filter.skip
+        taps: Tensor = self.filter(length)
+        skip: Tensor = self.filter.skip
         if self.config.bidirectional == "two_sided":
             half = convolutions * self.d_model
             taps = torch.cat([taps[half:, :-1].flip(-1), taps[:half]], dim=-1)

@@ -59,6 +59,7 @@ def test_configs_are_frozen_and_keyword_only() -> None:
         ({"name": "a", "inner": {"width": 4.5}}, "x.inner.width"),
         ({"name": "a", "inner": {"width": True}}, "x.inner.width"),
         ({"name": "a", "sizes": [1, "b"]}, "x.sizes.1"),
+        ({"name": "a", "many": ["b"]}, "x.many.0: value should be an object such as {width: b} (keys: width, rate)"),
         ({"name": "bad"}, "x: name must not be bad"),
         ({"name": "a", "maybe": object()}, "holds a value that JSON cannot"),
     ],

@@ -72,7 +72,8 @@ def _explain(cls: type, problem: Any, where: str) -> str:
         return f"{place}: {problem['ctx']['error']}" if place != cls.__name__ else str(problem["ctx"]["error"])
     keys = _keys_at(cls, path) if kind.startswith("dataclass") else []
     if keys:
-        return f"{place}: value should be an object such as {{{keys[0]}: {value}}} (keys: {', '.join(keys)}), got {value!r}"
+        example = f"{{{keys[0]}: {value}}} (keys: {', '.join(keys)})"
+        return f"{place}: value should be an object such as {example}, got {value!r}"
     message = problem["msg"]
     expected = message[0].lower() + message[1:]
     return f"{place}: {expected.replace('input', 'value', 1)}, got {value!r}"

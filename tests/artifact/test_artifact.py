@@ -52,6 +52,11 @@ def test_what_is_loaded_is_what_was_saved(saved: Path) -> None:
     assert torch.equal(one.eval()(ids), two.model(ids))
 
 
+def test_files_are_as_readable_as_the_umask_says(saved: Path) -> None:
+    modes = {file.stat().st_mode & 0o777 for file in saved.iterdir()}
+    assert len(modes) == 1
+
+
 def test_verify_replays_the_outputs(saved: Path) -> None:
     assert [(check.name, check.passed, check.ratio) for check in zoo.verify(saved)] == [
         ("hidden", True, 0.0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -188,6 +189,16 @@ def test_verify_an_artifact(zoo: Zoo, trained: Path) -> None:
     assert "PASS" in text
     assert "ok   logits" in text
     assert "1 passed of 1 cases, 2 outputs compared" in text
+
+
+def test_verify_a_damaged_artifact(zoo: Zoo, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "artifact", tmp_path / "cut")
+    with (tmp_path / "cut" / "model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    status, text, _ = zoo("verify", trained / "artifact", tmp_path / "cut")
+    assert status == 2
+    assert "PASS" in text, "the others are told all the same"
+    assert "has 1000 bytes where" in text
 
 
 def test_quickstart(zoo: Zoo, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def parser() -> Parser:
     command.add_argument("file", metavar="OFFICIAL_FILE", help="file of weights, or a downloaded folder")
     command.add_argument("--config", metavar="FILE", help="the official config.json (default: the one beside it)")
     command.add_argument("--tokenizer", metavar="NAME", help="tokenizer of the catalogue to save along")
-    command.add_argument("--out", metavar="DIR", required=True, help="folder of the artifact; must not exist")
+    command.add_argument("-o", "--out", metavar="DIR", required=True, help="folder of the artifact; must not exist")
     return command
 
 

@@ -21,7 +21,7 @@ def parser() -> Parser:
         ],
     )
     add_input(command)
-    command.add_argument("--out", metavar="FILE", required=True, help="where to write (.npz)")
+    command.add_argument("-o", "--out", metavar="FILE", required=True, help="where to write (.npz)")
     command.add_argument(
         "--pool",
         default="mean",

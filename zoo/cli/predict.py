@@ -31,7 +31,7 @@ def parser() -> Parser:
     source.add_argument("--fasta", metavar="FILE", help="sequences, plain or gzip-compressed")
     source.add_argument("--csv", metavar="FILE", help="table with a column of sequences (.csv or .tsv)")
     command.add_argument("--column", default="sequence", help="that column (default: sequence)")
-    command.add_argument("--out", metavar="FILE", help="write there rather than to stdout")
+    command.add_argument("-o", "--out", metavar="FILE", help="write there rather than to stdout")
     command.add_argument("--batch-size", type=int, default=32, help="sequences at a time (default: 32)")
     return command
 

@@ -25,7 +25,7 @@ def parser() -> Parser:
     )
     add_input(command)
     command.add_argument("--per-token", action="store_true", help="one line a token (a base, for letter tokenizers)")
-    command.add_argument("--out", metavar="FILE", help="write there rather than to stdout")
+    command.add_argument("-o", "--out", metavar="FILE", help="write there rather than to stdout")
     add_batch(command, 32)
     return command
 

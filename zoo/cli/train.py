@@ -35,7 +35,7 @@ def parser() -> Parser:
 def add_run_options(command: Parser) -> None:
     """Options that `train` and `finetune` share."""
     command.add_overrides()
-    command.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/ and the recipe's name)")
+    command.add_argument("-o", "--out", metavar="DIR", help="folder of the run (default: runs/ and the recipe's name)")
     command.add_argument("--resume", action="store_true", help="continue from the newest checkpoint that verifies")
     command.add_argument("--dry-run", action="store_true", help="show what would be run, and train nothing")
 

@@ -19,7 +19,7 @@ def parser() -> Parser:
         "verify",
         "Replay parity cases (folders with case.json, at any depth) or artifacts. One line a case: outputs checked\n"
         "and the worst of them, with its largest error and that error in units of the tolerance (1 is the limit).\n"
-        "Exit status: 0 all passed, 1 some failed, 2 bad input.",
+        "Exit status: 0 all passed, 1 some numbers differ, 2 bad input, to which a damaged artifact belongs.",
         [
             "zoo verify tests/parity/cases",
             "zoo verify tests/parity/cases/hyenadna --verbose",
@@ -51,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
         print_json([as_dict(result) for result in results])
     else:
         print(_summary(results, failed, time.monotonic() - began))
+    if any(result.system == "artifact" and result.problem for result in results):
+        return 2
     return 1 if failed else 0
 
 
@@ -88,7 +90,7 @@ def _artifact(ref: str) -> CaseResult:
         raise ZooError(f"'{ref}' is a file, neither an artifact nor a folder of cases")
     try:
         checks = artifact.verify(path)
-    except ZooError as error:  # a damaged artifact is a failed check, not a mistake in the arguments
+    except ZooError as error:  # told as its line among the others
         return CaseResult(ref, "artifact", [], problem=str(error))
     return CaseResult(ref, "artifact", checks)
 

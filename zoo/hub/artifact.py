@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from zoo import __version__, catalogue
@@ -121,8 +120,7 @@ def save(
     }
     with _beside(target) as place:
         files.write_json(place / files.CONFIG, described)
-        state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in untied(model).items()}
-        save_file(state, place / files.WEIGHTS, metadata={"format": "pt"})
+        files.write_tensors(place / files.WEIGHTS, untied(model))
         if tokenizer is not None:
             tokenizer.save(place)
         _write_training(place, recipe, run, metrics_csv)

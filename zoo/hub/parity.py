@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from zoo.convert.parity import OutputCheck, compare
 from zoo.errors import ZooError
+from zoo.hub import files
 
 SEED = 20
 LENGTH = 128
@@ -76,8 +76,7 @@ def write(model: nn.Module, file: Path, inputs: dict[str, Tensor] | None = None)
     atol, rtol = TOLERANCE.get(dtype, TOLERANCE[torch.bfloat16])
     tensors = {f"input.{name}": value for name, value in inputs.items()}
     tensors |= {f"output.{name}": value for name, value in produced.items()}
-    metadata = {"format": "pt", "tolerance": json.dumps({"atol": atol, "rtol": rtol})}
-    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, file, metadata)
+    files.write_tensors(file, tensors, {"tolerance": json.dumps({"atol": atol, "rtol": rtol})})
 
 
 def replay(model: nn.Module, file: Path) -> list[OutputCheck]:

@@ -10,35 +10,9 @@ import pytest
 import torch
 
 import zoo.hub.artifact as artifact
-from zoo.models.dnabert2 import DNABERT2, DNABERT2Config
-from zoo.models.generator import GENERator, GENERatorConfig
-from zoo.models.hyenadna import HyenaDNA, HyenaDNAConfig
-from zoo.tokenizers import build
 
 Zoo = Callable[..., tuple[int, str, str]]
 SEQUENCES = {"one": "ACGTTGCAACGGTACC", "two": "GGCATCGATTACGGATCCATTAAC", "three": "TTGACA"}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Small untrained models: letters left to right, 3-mers left to right, masked letters."""
-    place = tmp_path_factory.mktemp("models")
-    torch.manual_seed(0)
-    letters = build({"name": "char"})
-    kmers = build({"name": "kmer", "k": 3, "align": "left"})
-    hyena = HyenaDNA(HyenaDNAConfig(d_model=16, n_layer=1, max_len=130))
-    decoder = GENERator(
-        GENERatorConfig(d_model=16, n_layer=1, n_head=2, n_kv_head=1, d_inner=32, vocab_size=kmers.vocab_size)
-    )
-    encoder = DNABERT2(DNABERT2Config(d_model=16, n_layer=1, n_head=2, d_inner=32, vocab_size=letters.vocab_size))
-    for model in (hyena, decoder, encoder):  # initial weights are so small that all scores would be alike
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.mul_(8) if parameter.dim() > 1 else None
-    made = {"letters": (hyena, letters), "kmers": (decoder, kmers), "masked": (encoder, letters)}
-    for name, (model, tokenizer) in made.items():
-        artifact.save(model, place / name, tokenizer=tokenizer)
-    return {name: place / name for name in made}
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ COMMANDS = {
     "predict": ("zoo.cli.predict", "classify or score the sequences of a FASTA or CSV file"),
     "score": ("zoo.cli.score", "log-likelihood of the sequences of a FASTA or CSV file"),
     "embed": ("zoo.cli.embed", "vectors of the sequences of a FASTA or CSV file"),
+    "variants": ("zoo.cli.variants", "score the alleles of a VCF file"),
     "verify": ("zoo.cli.verify", "replay parity cases or an artifact's own and compare number for number"),
     "convert": ("zoo.cli.convert", "turn a file of official weights into an artifact"),
     "quickstart": (

@@ -30,6 +30,8 @@ class Reader:
     Attributes:
         causal: tokens are predicted from those before them.
         lm: the head is a distribution over the vocabulary.
+        limit: most tokens the model takes, None when unbounded.
+        trained_length: bases of the windows it was trained on, None where that is not on record.
 
     Raises:
         ZooError: the artifact holds no tokenizer, or a model that does not read tokens.
@@ -53,6 +55,7 @@ class Reader:
         self.causal = self.model.layout_kind == "causal"
         self.lm = self.model.config.head.kind == "lm"
         self.limit: int | None = getattr(self.model, "max_len", None)
+        self.trained_length: int | None = data.get("length")
 
     def prepare(self, text: str | bytes) -> bytes:
         """The text as training read it."""
@@ -80,6 +83,13 @@ class Reader:
     def encode(self, texts: Sequence[bytes]) -> tuple[Tensor, Tensor]:
         """ids, valid [B, L]."""
         ids, valid = self.tokenizer.encode_batch(texts, None, self.pad_side, add_special=self.add_special)
+        return torch.from_numpy(ids).to(self.device), torch.from_numpy(valid).to(self.device)
+
+    def pad(self, rows: Sequence[NDArray[np.int64]], side: str | None = None) -> tuple[Tensor, Tensor]:
+        """ids, valid [B, L] of rows that are ids already, special tokens included; *side* as in `encode_batch`."""
+        counts = np.array([len(row) for row in rows], np.int64)
+        pad_side: Any = side or self.pad_side
+        ids, valid = self.tokenizer.assemble(np.concatenate(rows), counts, None, pad_side, add_special=False)
         return torch.from_numpy(ids).to(self.device), torch.from_numpy(valid).to(self.device)
 
     def spans(self, text: bytes) -> NDArray[np.int64]:

@@ -55,8 +55,30 @@ def test_pseudo_likelihood_hides_one_token_at_a_time(zoo: Zoo, models: dict[str,
         hidden = ids.clone()
         hidden[0, at] = found.tokenizer.special["mask"]
         total += float(found.model.eval()(hidden).detach()[0, at].log_softmax(-1)[ids[0, at]])
-    assert float(rows[2]["log_likelihood"]) == pytest.approx(total, abs=1e-3)
+    assert float(rows[2]["pseudo_log_likelihood"]) == pytest.approx(total, abs=1e-3)
     assert rows[2]["bases"] == "6"
+    predicted = table(zoo("predict", models["masked"], "--fasta", fasta)[1])
+    assert float(predicted[2]["pseudo_log_likelihood"]) == pytest.approx(total / 6, abs=1e-3)
+    assert [row["bases"] for row in predicted] == [str(len(text)) for text in SEQUENCES.values()]
+
+
+def test_hiding_several_at_once(zoo: Zoo, models: dict[str, Path], fasta: Path) -> None:
+    """Every fourth letter hidden at once gives those letters' likelihoods without their neighbours of the same turn."""
+    rows = table(zoo("score", models["masked"], "--fasta", fasta, "--mask-every", "4", "--per-token")[1])
+    found = artifact.load(str(models["masked"]))
+    text = SEQUENCES["one"]
+    ids = torch.from_numpy(found.tokenizer.encode(text))[None]
+    expected = torch.zeros(ids.shape[1])
+    for turn in range(4):
+        hidden = ids.clone()
+        hidden[:, turn::4] = found.tokenizer.special["mask"]
+        law = found.model.eval()(hidden).detach()[0].log_softmax(-1).gather(-1, ids[0, :, None])[:, 0]
+        expected[turn::4] = law[turn::4]
+    mine = [float(row["pseudo_log_likelihood"]) for row in rows if row["name"] == "one"]
+    assert mine == pytest.approx(expected[: len(text)].tolist(), abs=1e-3)
+    # as many turns as there are tokens hide one at a time
+    exact = zoo("score", models["masked"], "--fasta", fasta)[1]
+    assert zoo("score", models["masked"], "--fasta", fasta, "--mask-every", "99")[1] == exact
 
 
 @pytest.mark.parametrize("name", ["letters", "kmers", "masked"])
@@ -90,6 +112,8 @@ def test_sentences(zoo: Zoo, models: dict[str, Path], fasta: Path, trained: Path
         (["score", trained / "artifact", "--fasta", fasta], "language model"),
         (["score", models["letters"], "--fasta", tmp_path / "no.fa"], "does not exist"),
         (["score", models["letters"], "--fasta", fasta, "--batch-size", "0"], "at least 1"),
+        (["score", models["letters"], "--fasta", fasta, "--mask-every", "4"], "reads from left to right"),
+        (["score", models["masked"], "--fasta", fasta, "--mask-every", "1"], "at least 2"),
     ]:
         status, _, err = zoo(*arguments)
         assert status == 2, err

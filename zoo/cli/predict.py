@@ -18,7 +18,8 @@ Rows = list[list[str]]
 def parser() -> Parser:
     command = Parser(
         "predict",
-        "One line for each sequence: class and probabilities, targets, or bits per base of a language model.\n"
+        "One line for each sequence: class and probabilities, targets, or bits per base of a language model (of a\n"
+        "masked one pseudo_bits_per_base, one pass a token).\n"
         "Tab-separated on stdout, or in the file --out (comma-separated where its name ends in .csv).",
         [
             "zoo predict runs/hyenadna_uci_splice/artifact --fasta sequences.fa",
@@ -95,4 +96,6 @@ def predict(found: Artifact, names: list[str], sequences: list[bytes], batch_siz
 def _shown(key: str, value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
-    return f"{value:.4f}" if key.startswith("p_") or key in ("bits_per_base", "log_likelihood") else f"{value:.6g}"
+    return (
+        f"{value:.4f}" if key.startswith("p_") or key.endswith(("bits_per_base", "log_likelihood")) else f"{value:.6g}"
+    )

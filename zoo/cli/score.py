@@ -9,39 +9,51 @@ from typing import Any
 
 from zoo.cli.common import Parser, write_rows
 from zoo.cli.sequences import add_batch, add_input, check
+from zoo.errors import ZooError
 
 
 def parser() -> Parser:
     command = Parser(
         "score",
         "Log-likelihood (natural logarithm) of each sequence, and its mean a base; with --per-token one line a token.\n"
-        "Causal models predict each token from those before it; masked models from all others, one pass a token\n"
-        "(pseudo-likelihood). Tokens that are not A, C, G, T are not counted.",
+        "Causal models predict each token from those before it. Masked models predict it from all others, one pass\n"
+        "a token: their columns are pseudo_log_likelihood and so on, which compare with each other but not with a\n"
+        "causal model's. Tokens that are not A, C, G, T are not counted.",
         [
             "zoo score runs/ecoli/artifact --fasta sequences.fa",
             "zoo score hyenadna-tiny-1k --csv table.csv --column seq --out scores.csv",
             "zoo score runs/ecoli/artifact --fasta sequences.fa --per-token --out tokens.tsv",
+            "zoo score my-masked-model --fasta sequences.fa --mask-every 8",
         ],
     )
     add_input(command)
     command.add_argument("--per-token", action="store_true", help="one line a token (a base, for letter tokenizers)")
     command.add_argument("-o", "--out", metavar="FILE", help="write there rather than to stdout")
+    command.add_argument("--mask-every", type=int, default=0, metavar="N", help="masked models: hide every N-th token "
+                         "at once, N passes rather than one a token; approximate (default: one at a time)")  # fmt: skip
     add_batch(command, 32)
     return command
 
 
 def run(args: argparse.Namespace) -> int:
     check(args)
+    if args.mask_every and args.mask_every < 2:
+        raise ZooError(f"--mask-every must be at least 2, got {args.mask_every}")
     from zoo.cli.predict import read
 
     names, sequences = read(args)
-    from zoo.train.embed import score
+    from zoo.train.embed import Reader, score
 
-    found = score(args.ref, zip(names, sequences, strict=True), batch_size=args.batch_size)
+    reader = Reader(args.ref)
+    if args.mask_every and reader.causal:
+        raise ZooError(f"--mask-every is for masked models, but {reader.path} reads from left to right")
+    pairs = zip(names, sequences, strict=True)
+    found = score(reader, pairs, batch_size=args.batch_size, mask_every=args.mask_every)
+    kind = "" if reader.causal else "pseudo_"
     if args.per_token:
-        write_rows(list(_tokens(found)), ["name", "start", "end", "log_likelihood"], args.out)
+        write_rows(list(_tokens(found)), ["name", "start", "end", f"{kind}log_likelihood"], args.out)
     else:
-        header = ["name", "tokens", "bases", "log_likelihood", "per_base", "bits_per_base"]
+        header = ["name", "tokens", "bases", f"{kind}log_likelihood", f"{kind}per_base", f"{kind}bits_per_base"]
         write_rows(list(_totals(found)), header, args.out)
     return 0
 

@@ -110,11 +110,12 @@ class Reader:
             )
 
     @torch.inference_mode()
-    def likelihoods(self, ids: Tensor, valid: Tensor) -> Tensor:
+    def likelihoods(self, ids: Tensor, valid: Tensor, mask_every: int = 0) -> Tensor:
         """Log-likelihood of each token, [B, L] (natural logarithm); 0 at padding.
 
         Causal models: given the tokens before it, 0 for the first of each row. Others: given all tokens but itself
-        (the pseudo-likelihood of Salazar et al. 2020, arXiv:1910.14659), which takes one pass a token.
+        (the pseudo-likelihood of Salazar et al. 2020, arXiv:1910.14659), which takes one pass a token; with
+        *mask_every* N every N-th token is hidden at once, which takes N passes and is approximate.
         """
         if self.causal:
             logits = self.model(ids, valid)[:, :-1].float()
@@ -122,10 +123,11 @@ class Reader:
             known = valid[:, 1:] & valid[:, :-1]
             return torch.nn.functional.pad(chosen.masked_fill(~known, 0), (1, 0))
         out = torch.zeros(ids.shape, device=ids.device)
-        for column in range(ids.shape[1]):
-            single = torch.zeros_like(valid)
-            single[:, column] = valid[:, column]
-            out += self.masked(ids, valid, single)
+        place = valid.cumsum(1) - 1  # counted in each row, so that padding on the left changes nothing
+        passes = int(place.max()) + 1
+        passes = min(mask_every, passes) if mask_every else passes
+        for turn in range(passes):
+            out += self.masked(ids, valid, valid & (place % passes == turn))
         return out
 
     @torch.inference_mode()
@@ -134,8 +136,12 @@ class Reader:
         mask = self.tokenizer.special.get("mask")
         if mask is None:
             raise ZooError(f"the {self.tokenizer.name} tokenizer of {self.path} has no mask token")
-        logits = self.model(ids.masked_fill(hide, mask), valid).float()
-        return logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0].masked_fill(~hide, 0)
+        layout = Layout(self.model.layout_kind, valid=valid)
+        hidden, _ = self.model.forward_features(ids.masked_fill(hide, mask), layout)
+        law = self.model.forward_head(hidden[hide][None])[0].float().log_softmax(-1)  # [N, V]: hidden positions alone
+        out = torch.zeros(ids.shape, device=ids.device)
+        out[hide] = law.gather(-1, ids[hide][:, None])[:, 0]
+        return out
 
 
 @dataclass
@@ -161,9 +167,15 @@ class Scored:
 
 
 def score(
-    ref: Any, sequences: Iterable[Named], *, batch_size: int = 64, batch_tokens: int = 32768, device: Any = None
+    ref: Any,
+    sequences: Iterable[Named],
+    *,
+    batch_size: int = 64,
+    batch_tokens: int = 32768,
+    mask_every: int = 0,
+    device: Any = None,
 ) -> Iterator[Scored]:
-    """Likelihoods of (name, sequence) pairs in their order; see `Reader.likelihoods`.
+    """Likelihoods of (name, sequence) pairs in their order; see `Reader.likelihoods` for *mask_every*.
 
     Raises:
         ZooError: no language model, an empty sequence, or one longer than the model takes.
@@ -175,7 +187,7 @@ def score(
         out: list[Scored | None] = [None] * len(texts)
         for batch in reader.batches(names, texts, batch_size, batch_tokens):
             ids, valid = reader.encode([texts[i] for i in batch])
-            values, kept = reader.likelihoods(ids, valid).double().cpu().numpy(), valid.cpu().numpy()
+            values, kept = reader.likelihoods(ids, valid, mask_every).double().cpu().numpy(), valid.cpu().numpy()
             for row, place in enumerate(batch):
                 real = kept[row]
                 bases = per_id[ids[row].cpu().numpy()[real]]

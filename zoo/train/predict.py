@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from zoo.errors import ZooError
 from zoo.tokenizers.base import to_bytes
-from zoo.train.assemble import bases_of
 from zoo.train.evaluate import opened
 
 Row = dict[str, Any]
@@ -32,7 +31,8 @@ def predict(
 
     A classifier gives `name`, `prediction` and one probability a class (a `token` head: one row a token with its
     `start` and `end` in the sequence); regression gives the numbers; a language model gives `tokens`, `bases` (how
-    many bases were predicted), and their mean `log_likelihood` (natural logarithm) and `bits_per_base`.
+    many bases were predicted), and their mean `log_likelihood` (natural logarithm) and `bits_per_base`. Of a masked
+    language model these are `pseudo_...`: each token given all others, one pass a token.
 
     Args:
         ref: folder, catalogue name, Hub id, or a loaded artifact.
@@ -44,7 +44,11 @@ def predict(
     Raises:
         ZooError: an empty sequence, or one longer than the model takes (both numbers are named).
     """
-    predictor = _Predictor(opened(ref), device)
+    artifact = opened(ref)
+    if getattr(getattr(artifact.model.config, "head", None), "kind", None) == "lm":
+        yield from _likelihoods(artifact, sequences, batch_size, batch_tokens, device)
+        return
+    predictor = _Predictor(artifact, device)
     stream = iter(sequences)
     while chunk := list(islice(stream, CHUNK)):
         yield from predictor.rows(chunk, batch_size, batch_tokens)
@@ -67,7 +71,6 @@ class _Predictor:
         self.head = artifact.model.config.head
         self.kind = artifact.info.get("outputs", {}).get("task_kind", "multiclass")
         self.classes = artifact.classes or [str(i) for i in range(self.head.num_outputs)]
-        self.bases = torch.tensor(bases_of(self.tokenizer), device=self.device) if self.head.kind == "lm" else None
 
     def rows(self, chunk: list[tuple[str, str | bytes]], batch_size: int, batch_tokens: int) -> Iterator[Row]:
         texts = [to_bytes(text).strip() for _, text in chunk]
@@ -99,8 +102,6 @@ class _Predictor:
         tokens = torch.from_numpy(ids).to(self.device)
         mask = torch.from_numpy(valid).to(self.device)
         logits = self.model(tokens, mask).float()
-        if self.head.kind == "lm":
-            return self._likelihoods(names, logits, tokens, mask)
         scores = self._scores(logits).cpu()
         if self.head.kind == "sequence":
             return [[{"name": name, **self._row(row)}] for name, row in zip(names, scores, strict=True)]
@@ -128,18 +129,17 @@ class _Predictor:
             predicted = self.classes[int(np.argmax(values))]
         return {"prediction": predicted, **{f"p_{c}": v for c, v in zip(self.classes, values, strict=True)}}
 
-    def _likelihoods(self, names: list[str], logits: Tensor, ids: Tensor, mask: Tensor) -> list[list[Row]]:
-        assert self.bases is not None
-        targets = ids[:, 1:]
-        chosen = logits[:, :-1].log_softmax(-1).gather(-1, targets[..., None])[..., 0]  # [B, L-1]
-        bases = self.bases[targets] * (mask[:, 1:] & mask[:, :-1])
-        totals, counts = (chosen.double() * (bases > 0)).sum(1).tolist(), bases.sum(1).tolist()
-        out: list[list[Row]] = []
-        for name, total, count, kept in zip(names, totals, counts, mask.sum(1).tolist(), strict=True):
-            mean = total / count if count else math.nan
-            scores = {"log_likelihood": mean, "bits_per_base": -mean / math.log(2)}
-            out.append([{"name": name, "tokens": kept, "bases": count, **scores}])
-        return out
+
+def _likelihoods(artifact: Any, sequences: Any, batch_size: int, batch_tokens: int, device: Any) -> Iterator[Row]:
+    from zoo.train.embed import Reader, score
+
+    reader = Reader(artifact, device)
+    kind = "" if reader.causal else "pseudo_"
+    for one in score(reader, sequences, batch_size=batch_size, batch_tokens=batch_tokens):
+        bases = int(one.bases.sum())
+        mean = one.total / bases if bases else math.nan
+        scores = {f"{kind}log_likelihood": mean, f"{kind}bits_per_base": -mean / math.log(2)}
+        yield {"name": one.name, "tokens": len(one.tokens), "bases": bases, **scores}
 
 
 def _batches(lengths: np.ndarray, size: int, budget: int) -> Iterator[list[int]]:

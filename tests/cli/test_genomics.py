@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 import zoo.hub.artifact as artifact
+from zoo.tokenizers import build
+from zoo.train.embed import embed
 
 Zoo = Callable[..., tuple[int, str, str]]
 SEQUENCES = {"one": "ACGTTGCAACGGTACC", "two": "GGCATCGATTACGGATCCATTAAC", "three": "TTGACA"}
@@ -104,11 +107,56 @@ def test_embed_ignores_the_batch(
         assert np.allclose(stored["embeddings"][i], expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("pool", ["mean", "base"])
+def test_parquet_holds_what_npz_holds(
+    zoo: Zoo, models: dict[str, Path], fasta: Path, tmp_path: Path, pool: str
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for suffix in ("npz", "parquet"):
+        out = tmp_path / f"v.{suffix}"
+        assert zoo("embed", models["kmers"], "--fasta", fasta, "--pool", pool, "--out", out)[0] == 0
+    found, stored = parquet.read_table(tmp_path / "v.parquet"), np.load(tmp_path / "v.npz")
+    vectors = np.array(found["embedding"].to_pylist(), np.float32)
+    assert np.array_equal(vectors, stored["embeddings"])
+    assert found.schema.metadata[b"pool"] == pool.encode()
+    names = found["name"].to_pylist()
+    if pool == "mean":
+        assert names == stored["names"].tolist()
+        return
+    assert names == [name for name, text in SEQUENCES.items() for _ in text]
+    assert "".join(found["base"].to_pylist()) == "".join(SEQUENCES.values())
+    assert found["position"].to_pylist() == [i for text in SEQUENCES.values() for i in range(len(text))]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.fa", "v.npz", "v.parquet"]
+
+
+def test_parquet_without_its_package(
+    zoo: Zoo, models: dict[str, Path], fasta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    status, _, err = zoo("embed", models["letters"], "--fasta", fasta, "--out", tmp_path / "v.parquet")
+    assert status == 2
+    assert "pip install 'seqzoo[parquet]'" in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "v.parquet").exists()
+
+
+def test_the_class_token(models: dict[str, Path]) -> None:
+    """`cls` is the state of [CLS], which a tokenizer must put there."""
+    found = artifact.load(str(models["masked"]))
+    found.tokenizer = build({"name": "char", "template": "cls_sep"})
+    ids = torch.from_numpy(found.tokenizer.encode("ACGT"))[None]
+    expected = found.model.eval().forward_features(ids)[0][0, 0].detach().numpy()
+    assert int(ids[0, 0]) == found.tokenizer.special["cls"]
+    pairs = [("a", "ACGT"), ("b", "ACGTACGT")]
+    assert np.allclose(next(iter(embed(found, pairs, "cls")))[1], expected, atol=1e-4)
+
+
 def test_sentences(zoo: Zoo, models: dict[str, Path], fasta: Path, trained: Path, tmp_path: Path) -> None:
     for arguments, words in [
         (["embed", models["letters"], "--fasta", fasta, "--out", "v.txt"], ".npz"),
         (["embed", models["letters"], "--fasta", fasta, "--out", "nowhere/v.npz"], "nowhere"),
         (["embed", models["letters"], "--fasta", fasta, "--out", "v.npz", "--pool", "max"], "max"),
+        (["embed", models["letters"], "--fasta", fasta, "--out", "v.npz", "--pool", "cls"], "no [CLS] token"),
         (["score", trained / "artifact", "--fasta", fasta], "language model"),
         (["score", models["letters"], "--fasta", tmp_path / "no.fa"], "does not exist"),
         (["score", models["letters"], "--fasta", fasta, "--batch-size", "0"], "at least 1"),

@@ -20,7 +20,7 @@ from zoo.train.assemble import bases_of
 from zoo.train.evaluate import opened
 from zoo.train.predict import CHUNK, _batches
 
-POOLS = ("mean", "last", "first", "base")
+POOLS = ("mean", "last", "first", "cls", "base")
 Named = tuple[str, str | bytes]
 
 
@@ -211,17 +211,24 @@ def embed(
     Args:
         ref: folder, catalogue name, Hub id, a loaded artifact, or a Reader.
         sequences: pairs of name and letters; read lazily.
-        mode: `mean`, `last` or `first` of the tokens that are no padding, or `base`: for each letter the state of the
-            token it belongs to (0 for letters in no token).
+        mode: `mean`, `last` or `first` of the tokens that are no padding, `cls` the token before the text, or `base`:
+            for each letter the state of the token it belongs to (0 for letters in no token).
         batch_size, batch_tokens: most rows, and most tokens with padding, at a time.
         device: where to compute; None takes a GPU if there is one.
 
     Raises:
-        ZooError: an unknown mode, an empty sequence, or one longer than the model takes.
+        ZooError: an unknown mode, `cls` without such a token, an empty sequence, or one longer than the model takes.
     """
     if mode not in POOLS:
         raise ZooError(f"unknown pooling '{mode}' (known: {', '.join(POOLS)})")
     reader = ref if isinstance(ref, Reader) else Reader(ref, device)
+    if mode == "cls":
+        if not reader.add_special or reader.tokenizer.special.get("cls") not in reader.tokenizer.prefix[:1]:
+            raise ZooError(
+                f"the {reader.tokenizer.name} tokenizer of {reader.path} puts no [CLS] token before a text: "
+                "take the mean, the last or the first token"
+            )
+        mode = "first"
     for names, texts in _chunks(reader, sequences):
         out: list[NDArray[np.float32] | None] = [None] * len(texts)
         for batch in reader.batches(names, texts, batch_size, batch_tokens):

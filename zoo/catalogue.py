@@ -62,12 +62,19 @@ DATAMODULES = {
     "genome": "zoo.datamodules.genome:GenomeData",
     "labelled": "zoo.datamodules.labelled:LabelledData",
     "reads": "zoo.datamodules.reads:ReadsData",
+    "images": "zoo.datamodules.images:ImageData",
+    "shards": "zoo.datamodules.shards:ShardData",
+    "tokens": "zoo.datamodules.token_cache:TokenCache",
 }
 
 TASKS = {
     "causal_lm": "zoo.tasks.causal_lm:CausalLM",
     "masked_lm": "zoo.tasks.masked_lm:MaskedLM",
     "classify": "zoo.tasks.classify:Classify",
+    "image_reconstruction": "zoo.tasks.image_reconstruction:ImageReconstruction",
+    "proxy_codes": "zoo.tasks.proxy_codes:ProxyCodes",
+    "flow_matching": "zoo.tasks.flow_matching:FlowMatching",
+    "token_generation": "zoo.tasks.token_generation:TokenGeneration",
 }
 
 # official weights and configs <-> ours: module with to_zoo, to_official, config_from_official

@@ -16,7 +16,7 @@ ALLOWED = {
     "nn": {"nn"},
     "models": {"nn", "models"},
     "tokenizers": {"nn", "tokenizers"},
-    "datamodules": {"tokenizers", "datamodules"},
+    "datamodules": {"nn", "tokenizers", "datamodules"},
     # a replay may run the decoding engine or an algorithm on data
     "convert": {"nn", "models", "tokenizers", "datamodules", "generate", "convert"},
     "hub": {"nn", "models", "tokenizers", "convert", "hub"},

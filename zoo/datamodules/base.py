@@ -16,7 +16,7 @@ from zoo.errors import ZooError
 from zoo.tokenizers.base import Tokenizer
 
 Split = Literal["train", "val", "test"]
-TaskKind = Literal["lm", "multiclass", "multilabel", "regression", "token"]
+TaskKind = Literal["lm", "multiclass", "multilabel", "regression", "token", "image"]
 
 
 class Data(LightningDataModule):

@@ -22,7 +22,7 @@ from zoo.nn.elastic import NestedDropout
 from zoo.nn.flow import Guidance, NoiseConfig, add_noise, euler, sample_levels
 from zoo.nn.fsq import FSQ, FSQConfig
 from zoo.nn.mlp import MLPConfig
-from zoo.nn.preprocess import PreprocessConfig
+from zoo.nn.preprocess import PreprocessConfig, denormalize, normalize
 from zoo.nn.vit import Mask, Modulation, ViT, ViTConfig, modulate
 
 
@@ -42,6 +42,7 @@ class FlexTokConfig:
 
     Attributes:
         vae: the frozen VAE in front; None when the model is fed latents.
+        pixel_space: without a VAE, take the normalised pixels themselves for latents (small pictures).
         channels: of the latents; latent_size their height and width.
         patch: side of the patches of latents.
         encoder: blocks of the register encoder; decoder: of the flow decoder.
@@ -54,6 +55,9 @@ class FlexTokConfig:
         nested_dropout: how the number of kept tokens is drawn in training.
         null_probability: how often all tokens of a sample are replaced by a null condition in training.
         noise: levels of the flow in training.
+        prediction: `velocity`, or `clean`: the network's output is the clean latent, from which the velocity follows,
+            and the loss is its squared error. Patches with more numbers than the decoder is wide need it, since noise
+            does not fit through it (Li and He 2025, arXiv 2511.13720).
         time_frequencies: width of the sinusoidal time features; time_period their longest period; time_max the
             value of the timestep at pure noise.
         sample_posterior: tokenise a draw of the VAE's posterior instead of its mode.
@@ -61,6 +65,7 @@ class FlexTokConfig:
     """
 
     vae: FlexTokVAEConfig | None = None
+    pixel_space: bool = False
     channels: int = 16
     latent_size: int = 32
     patch: int = 2
@@ -84,6 +89,7 @@ class FlexTokConfig:
     nested_dropout: Literal["uniform", "pow2", "uniform_pow2"] = "uniform"
     null_probability: float = 0.2
     noise: NoiseConfig = field(default_factory=NoiseConfig)
+    prediction: Literal["velocity", "clean"] = "velocity"
     time_frequencies: int = 256
     time_period: float = 256.0
     time_max: float = 1.0
@@ -95,6 +101,10 @@ class FlexTokConfig:
     def __post_init__(self) -> None:
         if self.latent_size % self.patch:
             raise ValueError(f"latents of side {self.latent_size} do not divide into patches of {self.patch}")
+        if self.pixel_space and (self.vae is not None or self.channels != 3):
+            raise ValueError("pixel_space takes pixels for latents: set channels to 3 and leave the vae out")
+        if self.pixel_space and self.latent_size != self.preprocess.size:
+            raise ValueError(f"latent_size is {self.latent_size}, but the pixels are {self.preprocess.size} wide")
 
 
 def sincos_positions(sizes: tuple[int, ...], width: int) -> Tensor:
@@ -208,7 +218,8 @@ class FlexTokDecoder(nn.Module):
         x = self.transformer(x, condition=condition, sizes=(n, codes.shape[1]))[:, :n]
         shift, scale = self.modulation(condition)
         x = self.proj_out(modulate(self.norm_out(x), shift, scale))
-        return from_patches(x.unflatten(1, grid), self.patch)
+        x = from_patches(x.unflatten(1, grid), self.patch)
+        return x if self.config.prediction == "velocity" else (noised - x) / t.to(x.dtype)[:, None, None, None]
 
 
 def to_patches(x: Tensor, patch: int) -> Tensor:
@@ -251,13 +262,17 @@ class FlexTok(VisualModel):
         Raises:
             ZooError: the model has no VAE, or pictures of another size.
         """
+        if self.config.pixel_space:
+            self.check_pixels(pixels)
+            return normalize(pixels, self.config.preprocess)
         if self.vae is None:
             raise ZooError("this FlexTok has no VAE and takes latents: use encode_latents and decode_latents")
         self.check_pixels(pixels)
         return self.vae.encode_latents(pixels, self.config.sample_posterior)
 
     def forward(self, pixels: Tensor | None = None, latents: Tensor | None = None) -> Reconstruction:
-        """Training form: flow-matching loss mean((velocity - (noise - latent))²) at random times and token counts.
+        """Training form: flow-matching loss mean((velocity - (noise - latent))²) at random times and token counts, or
+        mean((clean - latent)²) where the decoder predicts the clean latent.
 
         Takes pixels, or cached *latents*; output is the predicted clean latent.
         """
@@ -269,12 +284,15 @@ class FlexTok(VisualModel):
         t = sample_levels(self.config.noise, len(latents), latents.device)
         noised = add_noise(latents, noise, t)
         velocity = self.decoder(noised, t, result.codes)
-        loss = F.mse_loss(velocity.float(), (noise - latents).float())
         clean = noised - t[:, None, None, None].to(velocity.dtype) * velocity
+        if self.config.prediction == "clean":
+            loss = F.mse_loss(clean.float(), latents.float())
+        else:
+            loss = F.mse_loss(velocity.float(), (noise - latents).float())
         return Reconstruction(clean, result.ids, loss, {"flow_loss": loss.detach()})
 
     def example_inputs(self) -> dict[str, Tensor]:
-        if self.vae is not None:
+        if self.vae is not None or self.config.pixel_space:
             return super().example_inputs()
         c = self.config
         shape = (1, c.channels, c.latent_size, c.latent_size)
@@ -303,6 +321,9 @@ class FlexTok(VisualModel):
         Raises:
             ZooError: more than K ids, unknown ids, or no VAE.
         """
+        if self.config.pixel_space:
+            pixels = self.decode_latents(ids, steps, guidance, keep, generator)
+            return denormalize(pixels, self.config.preprocess)
         if self.vae is None:
             raise ZooError("this FlexTok has no VAE and takes latents: use encode_latents and decode_latents")
         return self.vae.decode_latents(self.decode_latents(ids, steps, guidance, keep, generator))

@@ -6,6 +6,7 @@ Yu et al. 2024 (arXiv 2406.07550) section 3; Kim et al. 2025 (TA-TiTok, arXiv 25
 from __future__ import annotations
 
 from dataclasses import field, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -39,6 +40,8 @@ class TiTokConfig:
         pixel_decoder: stage 2: the decoder that turns the softmax mixture of proxy codes into pixels.
         legacy_reshape: read the latents [K, W] as [W, K] in memory order before the last projection, as the released
             L-32, B-64 and S-128 weights need.
+        init_std: of the transformers' weights at the start. The published 0.02 suits widths of 512 and more; a narrow
+            model whose attention is to find its patches soon needs about width^-0.5.
         text_length: caption tokens that the decoder sees (TA-TiTok), 0 for none; text_width is theirs.
         preprocess: of pictures.
     """
@@ -55,6 +58,7 @@ class TiTokConfig:
     proxy_codes: int = 1024
     pixel_decoder: ConvStackConfig | None = None
     legacy_reshape: bool = False
+    init_std: float = 0.02
     text_length: int = 0
     text_width: int = 768
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
@@ -163,7 +167,7 @@ class TiTok(VisualModel):
         vae = config.bottleneck == "vae"
         self.encoder = TiTokEncoder(config, 2 * config.quantizer.dim if vae else config.quantizer.dim)
         self.decoder = TiTokDecoder(config)
-        self.apply(trunc_normal_init)
+        self.apply(partial(trunc_normal_init, std=config.init_std))
         self.quantizer = None if vae else VectorQuantizer(config.quantizer)
         self.pixel_codebook: nn.Embedding | None = None
         self.pixel_decoder: ConvDecoder | None = None
@@ -254,6 +258,30 @@ class TiTok(VisualModel):
             shape = (1, self.config.text_length, self.config.text_width)
             inputs["text"] = torch.randn(shape, generator=torch.Generator().manual_seed(21))
         return inputs
+
+    def adopt_vqgan(self, vqgan: MaskGITVQGAN) -> None:
+        """Copy the codebook and the decoder of a MaskGIT-VQGAN into the pixel decoder of a stage 2.
+
+        Raises:
+            ZooError: they are of other shapes.
+        """
+        config = self.config
+        same = (vqgan.config.quantizer.size, vqgan.config.stack) == (config.proxy_codes, config.pixel_decoder)
+        if self.pixel_decoder is None or self.pixel_codebook is None or not same:
+            raise ZooError("the MaskGIT-VQGAN is of another shape than model.pixel_decoder and model.proxy_codes say")
+        self.pixel_decoder.load_state_dict(vqgan.decoder.state_dict())
+        self.pixel_codebook.weight.data.copy_(vqgan.quantizer.embedding.weight.detach())
+
+    def adopt_stage1(self, source: TiTok) -> bool:
+        """Copy encoder, codebook and transformer decoder of a stage-1 model into this stage-2 one, if they are that.
+
+        The pixel decoder stays as it is: `adopt_vqgan` fills it.
+        """
+        if self.pixel_decoder is None or replace(self.config, pixel_decoder=None) != source.config:
+            return False
+        pixel = {name: value for name, value in self.state_dict().items() if name.startswith("pixel_")}
+        self.load_state_dict(source.state_dict() | pixel)
+        return True
 
     def freeze_encoder(self) -> None:
         """Stage 2 trains the decoders only: encoder, latent tokens and codebook stand still."""

@@ -33,7 +33,12 @@ def codebook_usage(ids: Tensor, size: int) -> dict[str, float]:
     Returns `usage` (fraction of codes seen), `entropy` (bits; of p + 1e-8, as in TiTok's evaluator) and `perplexity`
     (2 to the exact entropy: the number of equally frequent codes that would carry as much).
     """
-    counts = torch.bincount(ids.reshape(-1).to(torch.long).cpu(), minlength=size).double()
+    return usage_of_counts(torch.bincount(ids.reshape(-1).to(torch.long).cpu(), minlength=size))
+
+
+def usage_of_counts(counts: Tensor) -> dict[str, float]:
+    """As `codebook_usage`, from how often each code was seen, [size]."""
+    size, counts = len(counts), counts.cpu().double()
     p = counts / counts.sum().clamp_min(1)
     exact = -(p * torch.where(p > 0, p, torch.ones_like(p)).log2()).sum().item()
     entropy = -(p * (p + 1e-8).log2()).sum().item()

@@ -25,12 +25,15 @@ class NoiseConfig:
     Attributes:
         kind: `uniform`, `lognorm` (sigmoid of a standard normal) or `mode` (SD3's, heavier in the middle).
         stratified: `lognorm` only: one draw from each of B equal slices of the distribution.
+        shift: s > 1 moves all levels towards noise, t → s t / (1 + (s - 1) t) (SD3, eq. 23), as redundant data (large
+            pictures, plain pixels) need.
         mode_scale: s of `mode`: 1 - u - s (cos²(πu/2) - 1 + u); FlexTok's forks use 0.25, SD3 1.29.
     """
 
     kind: Literal["uniform", "lognorm", "mode"] = "mode"
     stratified: bool = False
     mode_scale: float = 0.25
+    shift: float = 1.0
 
 
 def noise_levels(config: NoiseConfig, draw: Tensor) -> Tensor:
@@ -52,7 +55,8 @@ def sample_levels(
     """[batch] random levels."""
     normal = config.kind == "lognorm" and not config.stratified
     draw = (torch.randn if normal else torch.rand)(batch, device=device, generator=generator)
-    return noise_levels(config, draw)
+    t = noise_levels(config, draw)
+    return t if config.shift == 1 else config.shift * t / (1 + (config.shift - 1) * t)
 
 
 def add_noise(x: Tensor, noise: Tensor, level: Tensor) -> Tensor:

@@ -29,6 +29,9 @@ class VectorQuantizerConfig:
             the terms the other way round (1 and 0.25).
         update: `gradient` (the codebook loss), `ema` (moving averages of the assigned vectors, no codebook loss) or
             `cvq` (gradient, and unused codes are moved to features of the batch at each training step).
+        anchor: where `cvq` moves unused codes: each to its `closest` feature, as TA-TiTok does, or to a `random` one,
+            which also starts the codebook on data and keeps small batches from collapsing it (CVQ-VAE, arXiv
+            2307.15139).
         decay: of the moving averages of `ema` and `cvq`.
     """
 
@@ -38,6 +41,7 @@ class VectorQuantizerConfig:
     commitment: float = 0.25
     codebook: float = 1.0
     update: Literal["gradient", "ema", "cvq"] = "gradient"
+    anchor: Literal["closest", "random"] = "closest"
     decay: float = 0.99
 
 
@@ -120,7 +124,11 @@ class VectorQuantizer(nn.Module):
         codes, features = weight.float(), z
         if self.config.l2_norm:  # nearest in the space of the codes; the un-normalised feature is what is copied
             codes, features = F.normalize(codes, dim=-1), F.normalize(features, dim=-1)
-        nearest = z[self.nearest(codes, features)]
+        if self.config.anchor == "random":
+            chosen = torch.randint(len(z), (size,), device=z.device)
+        else:
+            chosen = self.nearest(codes, features)
+        nearest = z[chosen]
         a = torch.exp(-(self.embed_prob * size * 10) / (1 - decay) - 1e-3)[:, None]
         weight.copy_(weight * (1 - a) + nearest * a)
 

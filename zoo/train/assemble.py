@@ -12,6 +12,7 @@ from torch import nn
 from zoo import catalogue, datamodules, tasks, tokenizers
 from zoo.config import from_dict, resolve, to_dict
 from zoo.errors import ConfigError, ZooError, nearest
+from zoo.train import images
 from zoo.train.recipe import RecipeConfig
 
 LANGUAGE_TASKS = ("causal_lm", "masked_lm")
@@ -53,6 +54,7 @@ def assemble(recipe: RecipeConfig) -> Parts:
     check_lengths(model, tokenizer, data)
     task = tasks.build(_with_weights(recipe.task, data), model)
     equip(task, tokenizer)
+    images.equip(task)
     full = dataclasses.replace(recipe, model={"name": recipe.model["name"], **to_dict(config)})
     if tokenizer is not None and not recipe.tokenizer:
         full = dataclasses.replace(full, tokenizer=tokenizer.section())
@@ -103,8 +105,11 @@ def load_weights(model: nn.Module, source: nn.Module, ref: str) -> None:
     Raises:
         ZooError: they are of different architectures; names the first difference.
     """
+    if images.load_weights(model, source):
+        return
     ours, theirs = model.state_dict(), source.state_dict()
-    same_head = to_dict(model.config.head) == to_dict(source.config.head)  # type: ignore[union-attr]
+    heads = [getattr(m.config, "head", None) for m in (model, source)]
+    same_head = to_dict(heads[0]) == to_dict(heads[1])
     if not same_head:
         theirs = {key: value for key, value in theirs.items() if not key.startswith("head.")}
         theirs |= {key: value for key, value in ours.items() if key.startswith("head.")}
@@ -138,6 +143,8 @@ def _changed(there: Any, here: Any) -> str:
 def check_fit(recipe: RecipeConfig, config: Any, tokenizer: Any, data: Any) -> None:
     """Raise ZooError where task, head and labels contradict each other, before the model is built."""
     kind, task = data.task_kind, recipe.task["name"]
+    if images.check_fit(recipe, config, data):
+        return
     if (kind == "lm") != (task in LANGUAGE_TASKS):
         raise ZooError(
             f"task '{task}' does not go with data '{recipe.data['name']}', "

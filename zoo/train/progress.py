@@ -157,7 +157,7 @@ class ProgressReport(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.samples += len(batch["ids"]) if isinstance(batch, dict) and "ids" in batch else 0
+        self.samples += len(batch["index"]) if isinstance(batch, dict) and "index" in batch else 0
         step = trainer.global_step
         if not trainer.is_global_zero or trainer.fit_loop.epoch_loop._should_accumulate():
             return

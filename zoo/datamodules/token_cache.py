@@ -1,0 +1,184 @@
+"""Pictures that were tokenized beforehand: safetensors files of ids, as `zoo tokenize` writes them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from zoo.config import config
+from zoo.datamodules.base import Data
+from zoo.datamodules.manifest import FileConfig, check
+from zoo.datamodules.shards import expand
+from zoo.errors import ZooError
+
+
+@config
+class TokenCacheConfig:
+    """Files with `ids` [N, K] (or [N, views, K]: one view is drawn in each pass) and `labels` [N].
+
+    Attributes:
+        id, title, source, licence: what the data set is, for cards and listings.
+        root: folder that the files' paths are relative to; None: the catalogue's, then the working directory.
+        train, val, test: the files; a path may stand for many (`ids-{000..011}.safetensors`, or with `*` and `?`).
+        tokens: use only the first ids of each picture (of a tokenizer that orders them); 0 uses all.
+        batch_size, eval_batch_size: pictures a batch, in training and otherwise (None: the same).
+        bucket: unused by rows of one length.
+        num_workers: processes that build batches.
+    """
+
+    id: str = ""
+    title: str = ""
+    source: str = ""
+    licence: str = ""
+    root: str | None = None
+    train: tuple[FileConfig, ...] = ()
+    val: tuple[FileConfig, ...] = ()
+    test: tuple[FileConfig, ...] = ()
+    tokens: int = 0
+    batch_size: int = 64
+    eval_batch_size: int | None = None
+    bucket: int = 0
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.train or self.val or self.test):
+            raise ValueError("a token cache needs at least one of train, val and test")
+        if self.batch_size < 1 or (self.eval_batch_size is not None and self.eval_batch_size < 1):
+            raise ValueError("batch_size and eval_batch_size must be at least 1")
+
+
+@dataclass(frozen=True)
+class Cache:
+    """One or several token files.
+
+    Attributes:
+        ids: [N, views, K] int64.
+        labels: [N] int64, -1 where a picture has none.
+        vocab: number of codes; tokenizer: the artifact that made them; classes: names of the labels.
+    """
+
+    ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    vocab: int
+    tokenizer: str = ""
+    classes: tuple[str, ...] = field(default=())
+
+
+def read_cache(files: list[Path]) -> Cache:
+    """Token files as one.
+
+    Raises:
+        ZooError: not such a file, ids outside the vocabulary, or files of different tokenizers.
+    """
+    ids, labels, facts = [], [], []
+    for file in files:
+        try:
+            with safe_open(file, "np") as stored:
+                rows = stored.get_tensor("ids").astype(np.int64)
+                names = set(stored.keys())
+                labels.append(stored.get_tensor("labels") if "labels" in names else np.full(len(rows), -1))
+                about = dict(stored.metadata() or {})
+                fact = (
+                    int(about["vocab_size"]),
+                    about.get("tokenizer", ""),
+                    tuple(json.loads(about.get("classes", "[]"))),
+                )
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise ZooError(f"'{file}' is no token file of `zoo tokenize` ({error})") from None
+        if rows.ndim not in (2, 3):
+            raise ZooError(f"'{file}' holds ids of shape {list(rows.shape)}, expected [N, K] or [N, views, K]")
+        if rows.size and (rows.min() < 0 or rows.max() >= fact[0]):
+            raise ZooError(
+                f"'{file}' holds ids from {rows.min()} to {rows.max()}, but its tokenizer has {fact[0]} codes"
+            )
+        ids.append(rows if rows.ndim == 3 else rows[:, None])
+        facts.append(fact)
+    shapes = {rows.shape[1:] for rows in ids}
+    if len(set(facts)) > 1 or len(shapes) > 1:
+        raise ZooError(f"'{files[0]}' and the files after it come from different tokenizers or settings")
+    return Cache(np.concatenate(ids), np.concatenate(labels).astype(np.int64), *facts[0])
+
+
+class TokenSource:
+    """Batches ids [B, K], labels [B], index [B]; which view of a picture is a function of seed, pass and sample."""
+
+    def __init__(self, cache: Cache, tokens: int, seed: int) -> None:
+        self.cache, self.tokens, self.seed = cache, tokens or cache.ids.shape[2], seed
+        self.augment = False
+
+    def __len__(self) -> int:
+        return len(self.cache.ids)
+
+    def batch(self, index: NDArray[np.int64], epoch: int, step: int) -> dict[str, Any]:
+        views = self.cache.ids.shape[1]
+        view = np.zeros(len(index), np.int64)
+        if self.augment and views > 1:
+            view = np.array([np.random.default_rng([self.seed, epoch, int(i)]).integers(views) for i in index])
+        return {
+            "ids": self.cache.ids[index, view, : self.tokens],
+            "labels": self.cache.labels[index],
+            "index": index,
+        }
+
+
+class TokenCache(Data):
+    """Datamodule of cached tokens; see `TokenCacheConfig`.
+
+    Raises (in setup):
+        ZooError: a file is missing, changed or no token file; pictures without classes.
+    """
+
+    Config: ClassVar[type] = TokenCacheConfig
+    config: TokenCacheConfig
+    needs_tokenizer: ClassVar[bool] = False
+    task_kind = "image"
+    serves: ClassVar[tuple[str, ...]] = ("token_generation",)
+
+    def __init__(self, config: TokenCacheConfig, tokenizer: Any = None, seed: int = 0) -> None:
+        super().__init__(config, None, seed)
+        self.caches: dict[str, Cache] = {}
+
+    def _files(self) -> list[FileConfig]:
+        cfg = self.config
+        return [one for files in (cfg.train, cfg.val, cfg.test) for file in files for one in expand(file, cfg.root)]
+
+    def _load(self) -> dict[str, Any]:
+        cfg = self.config
+        for split in ("train", "val", "test"):
+            files = [check(one, cfg.root) for file in getattr(cfg, split) for one in expand(file, cfg.root)]
+            if files:
+                self.caches[split] = read_cache(files)
+        length = self.first.ids.shape[2]
+        for split, cache in self.caches.items():
+            if cache.ids.shape[2] != length or cache.vocab != self.first.vocab:
+                raise ZooError(f"the {split} split was tokenized by another tokenizer than the first one")
+            if cache.labels.min() < 0:
+                raise ZooError(f"the {split} split holds pictures without a class, which a generator here needs")
+        if cfg.tokens > length:
+            raise ZooError(f"data.tokens is {cfg.tokens}, but the pictures have {length} tokens")
+        return {split: TokenSource(cache, cfg.tokens, self.seed) for split, cache in self.caches.items()}
+
+    @property
+    def first(self) -> Cache:
+        """The cache of the first split."""
+        return next(iter(self.caches.values()))
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.classes)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, or their numbers where the files name none."""
+        highest = max(int(cache.labels.max()) for cache in self.caches.values())
+        return self.first.classes or tuple(map(str, range(highest + 1)))
+
+    @property
+    def max_tokens(self) -> int:
+        return self.config.tokens or self.first.ids.shape[2]

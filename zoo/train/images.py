@@ -1,0 +1,70 @@
+"""What the assembly of a run has to know of pictures: which parts go together, stages, and teachers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from zoo.errors import ZooError, nearest
+from zoo.train.recipe import RecipeConfig
+
+IMAGE_TASKS = ("image_reconstruction", "proxy_codes", "flow_matching", "token_generation")
+
+
+def check_fit(recipe: RecipeConfig, config: Any, data: Any) -> bool:
+    """Whether this is a run on pictures or their tokens; raises ZooError where its parts contradict each other."""
+    task, serves = recipe.task["name"], getattr(data, "serves", ())
+    if not serves:
+        if task in IMAGE_TASKS:
+            raise ZooError(f"task '{task}' needs pictures or their tokens, not data '{recipe.data['name']}'")
+        return False
+    if task not in serves:
+        raise ZooError(f"task '{task}' does not go with data '{recipe.data['name']}'" + nearest(task, serves))
+    if task == "token_generation":
+        _check_tokens(config, data)
+        return True
+    size = data.config.preprocess.size
+    wanted = getattr(getattr(config, "preprocess", None), "size", None)
+    if wanted is None:
+        raise ZooError(f"task '{task}' needs a model of pictures, not '{recipe.model['name']}'")
+    if size != wanted:
+        raise ZooError(
+            f"the model takes pictures of {wanted} pixels, but data.preprocess.size is {size}: set both to one number"
+        )
+    return True
+
+
+def _check_tokens(config: Any, data: Any) -> None:
+    codes, length = getattr(config, "codes", None), getattr(config, "length", None)
+    if codes is None or length is None:
+        return  # the task says which models it takes
+    if codes != data.first.vocab:
+        raise ZooError(f"model.codes is {codes}, but the tokens are of {data.first.vocab} codes")
+    if length != data.max_tokens:
+        raise ZooError(f"model.length is {length}, but the pictures have {data.max_tokens} tokens")
+    if config.classes < data.num_outputs:
+        raise ZooError(f"model.classes is {config.classes}, but the pictures are of {data.num_outputs} classes")
+
+
+def load_weights(model: nn.Module, source: nn.Module) -> bool:
+    """Fill a stage-2 TiTok from a stage-1 one; False where the weights are to be copied as they are."""
+    adopt = getattr(model, "adopt_stage1", None)
+    return bool(adopt is not None and isinstance(source, type(model)) and adopt(source))
+
+
+def equip(task: Any) -> None:
+    """Give a task the MaskGIT-VQGAN that its config names: tasks cannot open artifacts.
+
+    Raises:
+        ZooError: it is no artifact, or one of another model.
+    """
+    ref = getattr(task.config, "vqgan", "")
+    if not ref:
+        return
+    from zoo.hub import artifact
+
+    model = artifact.load(ref).model
+    if type(model).__name__ != "MaskGITVQGAN":
+        raise ZooError(f"task.vqgan '{ref}' holds a {type(model).__name__}, not a MaskGIT-VQGAN")
+    task.set_vqgan(model)

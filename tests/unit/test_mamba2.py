@@ -11,7 +11,7 @@ from zoo.errors import ConfigError, ZooError
 from zoo.models.lm import LM
 from zoo.nn.backbone import make_mixer
 from zoo.nn.layout import CAUSAL, Layout
-from zoo.nn.mamba2 import ssd
+from zoo.nn.ssd import ssd
 
 
 def recurrence(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,8 +125,7 @@ def test_long_sequences_by_spans_give_the_same_numbers_and_gradients(monkeypatch
     x = torch.randn(2, 45, 8, dtype=torch.float64, requires_grad=True)
     y, _ = mixer(x, CAUSAL)
     (grad,) = torch.autograd.grad(y.square().sum(), x)
-    monkeypatch.setattr("zoo.nn.mamba2._LONG", 16)
-    monkeypatch.setattr("zoo.nn.mamba2._SPAN", 8)
+    monkeypatch.setattr("zoo.nn.ssd.SPAN", 8)
     again, _ = mixer(x, CAUSAL)
     (other,) = torch.autograd.grad(again.square().sum(), x)
     torch.testing.assert_close(again, y, rtol=1e-10, atol=1e-12)

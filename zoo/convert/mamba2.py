@@ -17,7 +17,8 @@ from zoo.models.lm import LM, LMConfig
 from zoo.nn.backbone import Block
 from zoo.nn.heads import HeadConfig
 from zoo.nn.layout import CAUSAL
-from zoo.nn.mamba2 import Mamba2Config, ssd
+from zoo.nn.mamba2 import Mamba2Config
+from zoo.nn.ssd import ssd
 
 WHAT = "Mamba-2 weights"
 MODEL = "lm"  # the family of zoo.models these weights become

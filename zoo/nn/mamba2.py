@@ -8,18 +8,16 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from zoo.config import config
 from zoo.errors import ConfigError
 from zoo.nn.mixer import Cost, MixerInfo, ParamGroup
+from zoo.nn.norm import gated_norm
 from zoo.nn.rows import RowMixer, row_mask, row_tail
 from zoo.nn.shortconv import causal_short_conv
+from zoo.nn.ssd import ssd
 from zoo.nn.ssm import work_dtype
 from zoo.nn.state import State
-
-_LONG = 16384  # tokens from which on a sequence is computed by spans, recomputed in the backward pass
-_SPAN = 4096
 
 
 @config
@@ -64,57 +62,6 @@ class Mamba2State(State):
 
     history: Tensor
     ssm: Tensor
-
-
-def ssd(
-    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor | None = None, chunk: int = 64
-) -> tuple[Tensor, Tensor]:
-    """S_t = exp(a dt_t) S_{t-1} + dt_t x_t b_t^T, y_t = S_t c_t, by chunks (§6).
-
-    Within a chunk the recurrence is attention with the mask exp(sum of a dt); between chunks only states travel.
-
-    Args:
-        x: [B, L, H, P].
-        dt: [B, L, H] step sizes; 0 leaves the state as it is.
-        a: [H] negative.
-        b, c: [B, L, G, N], G dividing H.
-        state: [B, H, P, N] before the first token; zeros if None.
-        chunk: tokens a chunk.
-
-    Returns:
-        y [B, L, H, P] and the state after the last token.
-    """
-    batch, length, heads, width = x.shape
-    groups, size = b.shape[2:]
-    chunk = min(chunk, 1 << max(0, (length - 1).bit_length()))
-    padding = -length % chunk
-    if padding:
-        x, b, c = (F.pad(v, (0, 0, 0, 0, 0, padding)) for v in (x, b, c))
-        dt = F.pad(dt, (0, 0, 0, padding))
-    n, per = (length + padding) // chunk, heads // groups
-    log_decay = (dt * a).view(batch, n, chunk, groups, per).permute(0, 1, 3, 4, 2)  # [B, n, G, R, Q]
-    total = log_decay.cumsum(-1)
-    taken = (x * dt[..., None]).view(batch, n, chunk, groups, per, width).permute(0, 1, 3, 4, 2, 5)  # [B,n,G,R,Q,P]
-    b = b.view(batch, n, chunk, groups, size).transpose(2, 3)  # [B, n, G, Q, N]
-    c = c.view(batch, n, chunk, groups, size).transpose(2, 3)
-    above = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).triu(1)
-    decay = (total[..., :, None] - total[..., None, :]).masked_fill(above, -math.inf).exp()  # [B, n, G, R, Q, Q]
-    scores = (c @ b.transpose(-1, -2))[:, :, :, None] * decay
-    y = scores @ taken
-    # state that each chunk adds, and what the next one starts from
-    left = (total[..., -1:] - total).exp()
-    added = (taken * left[..., None]).transpose(-1, -2) @ b[:, :, :, None]  # [B, n, G, R, P, N]
-    whole = total[..., -1].exp()[..., None, None]
-    now = x.new_zeros(batch, groups, per, width, size) if state is None else state.view(batch, groups, per, width, size)
-    starts = []
-    for part, kept in zip(added.unbind(1), whole.unbind(1), strict=True):
-        starts.append(now)
-        now = torch.addcmul(part, now, kept)
-    if n > 1 or state is not None:
-        before = torch.stack(starts, 1)
-        y = y + (c[:, :, :, None] @ before.transpose(-1, -2)) * total.exp()[..., None]
-    y = y.permute(0, 1, 4, 2, 3, 5).reshape(batch, n * chunk, heads, width)
-    return y[:, :length], now.reshape(batch, heads, width, size)
 
 
 class Mamba2(RowMixer):
@@ -175,44 +122,18 @@ class Mamba2(RowMixer):
             if length == 1 and before is not None:
                 y, end = self._one(u[:, 0], dt[:, 0], a, b[:, 0], c[:, 0], before)
             else:
-                y, end = self._scan(u, dt, a, b, c, before)
+                y, end = ssd(u, dt, a, b, c, before, cfg.chunk)
             y = (y + self.skip.to(work)[:, None] * u).flatten(2)
-            y = self._gated_norm(y, gate.to(work))
+            groups = cfg.n_groups if cfg.norm_per_group else 1
+            y = gated_norm(y, gate.to(work), self.norm_weight.to(work), groups, cfg.eps)
         out = self.out_proj(y.to(x.dtype))
         return out, (None if after is None else Mamba2State(after, end))
-
-    def _scan(
-        self, x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """`ssd`, long sequences a span at a time: the masks within chunks would outweigh everything else."""
-        if x.shape[1] <= _LONG:
-            return ssd(x, dt, a, b, c, state, self.config.chunk)
-        parts = []
-        if state is None:
-            state = x.new_zeros(x.shape[0], self.heads, self.config.head_dim, self.config.d_state)
-        for start in range(0, x.shape[1], _SPAN):
-            here = slice(start, start + _SPAN)
-            arguments = (x[:, here], dt[:, here], a, b[:, here], c[:, here], state, self.config.chunk)
-            if torch.is_grad_enabled():
-                y, state = checkpoint(ssd, *arguments, use_reentrant=False)
-            else:
-                y, state = ssd(*arguments)
-            parts.append(y)
-        assert state is not None
-        return torch.cat(parts, 1), state
 
     def _one(self, x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         per = self.heads // self.config.n_groups
         b, c = b.repeat_interleave(per, 1), c.repeat_interleave(per, 1)  # [B, H, N]
         state = state * (dt * a).exp()[..., None, None] + (x * dt[..., None])[..., None] * b[:, :, None]
         return (state @ c[..., None])[:, None, ..., 0], state
-
-    def _gated_norm(self, y: Tensor, gate: Tensor) -> Tensor:
-        y = y * F.silu(gate)
-        groups = self.config.n_groups if self.config.norm_per_group else 1
-        split = y.unflatten(-1, (groups, -1))
-        split = split * torch.rsqrt(split.square().mean(-1, keepdim=True) + self.config.eps)
-        return split.flatten(-2) * self.norm_weight.to(y.dtype)
 
     def init_state(
         self, batch: int, max_len: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32

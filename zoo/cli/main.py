@@ -22,6 +22,9 @@ COMMANDS = {
     "score": ("zoo.cli.score", "log-likelihood of the sequences of a FASTA or CSV file"),
     "embed": ("zoo.cli.embed", "vectors of the sequences of a FASTA or CSV file"),
     "variants": ("zoo.cli.variants", "score the alleles of a VCF file"),
+    "tokenize": ("zoo.cli.tokenize", "pictures to ids"),
+    "detokenize": ("zoo.cli.detokenize", "ids to pictures"),
+    "reconstruct": ("zoo.cli.reconstruct", "a sheet of pictures beside what a visual tokenizer makes of them"),
     "verify": ("zoo.cli.verify", "replay parity cases or an artifact's own and compare number for number"),
     "convert": ("zoo.cli.convert", "turn a file of official weights into an artifact"),
     "quickstart": (

@@ -129,7 +129,7 @@ def test_a_state_of_another_run_is_refused() -> None:
     state = make(23).state_dict()
     with pytest.raises(ZooError, match="samples=23, this run 24"):
         make(24).load_state_dict(state)
-    with pytest.raises(ZooError, match="batch_size"):
+    with pytest.raises(ZooError, match="hold 4 samples"):
         make(23, 5).load_state_dict(state)
 
 

@@ -154,12 +154,23 @@ class ResumableLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue with the batch after the last one that was handed out when *state* was taken.
 
+        Another number of ranks may take over when their batches together are as large.
+
         Raises:
-            ZooError: the state is of another data set, seed, batch size or number of ranks.
+            ZooError: the state is of another data set, seed, or size of a batch over all ranks.
         """
-        for key, value in self.state_dict().items():
-            if key not in ("epoch", "position") and state.get(key, value) != value:
-                raise ZooError(f"cannot resume: the checkpoint's data order has {key}={state[key]}, this run {value}")
+        here = self.state_dict()
+        for key in ("seed", "samples"):
+            if state.get(key, here[key]) != here[key]:
+                raise ZooError(
+                    f"cannot resume: the checkpoint's data order has {key}={state[key]}, this run {here[key]}"
+                )
+        there = state.get("batch_size", self.batch_size) * state.get("world", self.world)
+        if there != self.batch_size * self.world:
+            raise ZooError(
+                f"cannot resume: the checkpoint's batches hold {there} samples over all processes, "
+                f"this run's {self.batch_size * self.world} ({self.batch_size} on each of {self.world})"
+            )
         self.epoch, self.position = int(state["epoch"]), int(state["position"])
         self._loaded = True
 

@@ -59,9 +59,12 @@ class SequenceModel(nn.Module):
         """hidden [B, L, D] -> [B, L, V], [B, num_outputs] or [B, L, num_outputs] by the head's kind."""
         return self.head(hidden, valid, self.embed.weight)
 
-    def forward(self, ids: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Logits of ids [B, L]; valid [B, L] is True for real tokens, None when all are."""
-        layout = Layout(self.layout_kind, valid=valid)  # type: ignore[arg-type]
+    def forward(self, ids: Tensor, valid: Tensor | None = None, segment: Tensor | None = None) -> Tensor:
+        """Logits of ids [B, L]; valid [B, L] is True for real tokens, None when all are.
+
+        Rows may hold several documents, which segment [B, L] numbers: they do not see each other.
+        """
+        layout = Layout(self.layout_kind, valid=valid, segment=segment)  # type: ignore[arg-type]
         return self.forward_head(self.forward_features(ids, layout)[0], valid)
 
     def init_state(

@@ -142,9 +142,9 @@ class Decoder(PackedModel):
             return SequenceModel.forward_features(self, ids, layout.with_(position=place), state)
         return super().forward_features(ids, layout, state)
 
-    def forward(self, ids: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Logits of ids [B, L]; valid [B, L] is True for real tokens, None when all are."""
-        hidden, _ = self.forward_features(ids, Layout("causal", valid=valid))
+    def forward(self, ids: Tensor, valid: Tensor | None = None, segment: Tensor | None = None) -> Tensor:
+        """Logits of ids [B, L]; valid [B, L] is True for real tokens, segment [B, L] numbers packed documents."""
+        hidden, _ = self.forward_features(ids, Layout("causal", valid=valid, segment=segment))
         if self.config.pool_pad_id is not None and self.head_kind == "sequence":
             valid = ids != self.config.pool_pad_id
         return self.forward_head(hidden, valid)

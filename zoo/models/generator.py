@@ -86,9 +86,9 @@ class GENERator(Decoder):
             raise ConfigError("a chunk ensemble's head is part of its config: build the model with another one")
         super().reset_head(num_outputs, kind, pooling, **options)
 
-    def forward(self, ids: Tensor, valid: Tensor | None = None) -> Tensor:
+    def forward(self, ids: Tensor, valid: Tensor | None = None, segment: Tensor | None = None) -> Tensor:
         if self.config.chunks is None or self.chunk_head is None:
-            return super().forward(ids, valid)
+            return super().forward(ids, valid, segment)
         return self.chunk_head(self.chunk_features(ids, valid).flatten(1))
 
     def chunk_features(self, ids: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from zoo.config import to_dict
-from zoo.nn.layout import Layout
 from zoo.tasks.metrics import WeightedMean
 from zoo.tasks.optim import OptimConfig, make_optimizer
 
@@ -53,7 +53,7 @@ class Task(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss, _ = self.compute(batch, "train")
-        self.log("train/loss", loss.detach(), batch_size=len(batch["ids"]))
+        self.log("train/loss", loss.detach(), batch_size=len(batch["ids"]), sync_dist=True)
         optimizer = self.trainer.optimizers[0]
         self.log("train/lr", max(group["lr"] for group in optimizer.param_groups), batch_size=1)
         return loss
@@ -79,6 +79,13 @@ class Task(pl.LightningModule):
         self.means[stage].reset()
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()})
 
+    def configure_model(self) -> None:
+        """Shard the model where Lightning has laid out the ranks for it (`trainer.strategy=fsdp`)."""
+        if self.device_mesh is not None and not isinstance(self.model, FSDPModule):
+            for layer in self.model.backbone.layers if hasattr(self.model, "backbone") else ():
+                fully_shard(layer, mesh=self.device_mesh["data_parallel"])
+            fully_shard(self.model, mesh=self.device_mesh["data_parallel"])
+
     def configure_optimizers(self) -> Any:
         total = self.total_steps or int(self.trainer.estimated_stepping_batches)
         head = {id(p) for name, p in self.model.named_parameters() if name.startswith("head.")}
@@ -93,9 +100,5 @@ def forward(model: nn.Module, batch: Batch) -> Tensor:
 
     Rows of packed documents (`segment` [B, L]) are read with the documents kept apart.
     """
-    if "segment" in batch:
-        valid = batch.get("valid")
-        layout = Layout(model.layout_kind, valid=valid, segment=batch["segment"])  # type: ignore[arg-type]
-        hidden, _ = model.forward_features(batch["ids"], layout)  # type: ignore[operator]
-        return model.forward_head(hidden, valid).float()  # type: ignore[operator]
-    return model(batch["ids"], batch.get("valid")).float()
+    segment = {"segment": batch["segment"]} if "segment" in batch else {}
+    return model(batch["ids"], batch.get("valid"), **segment).float()

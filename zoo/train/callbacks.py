@@ -14,6 +14,8 @@ from torch import Tensor
 
 from zoo.errors import ZooError
 from zoo.train import checkpoint_io
+from zoo.train.record import say
+from zoo.train.sharding import part, reshard, whole
 
 
 def capture_rng() -> dict[str, Any]:
@@ -77,11 +79,15 @@ class RandomStreams(pl.Callback):
     ) -> None:
         states = checkpoint["rng"]
         if len(states) != trainer.world_size:
-            raise ZooError(
-                f"the checkpoint was written by {len(states)} processes and cannot be resumed exactly by "
-                f"{trainer.world_size}: resume with trainer.devices={len(states)}"
+            say(
+                f"the checkpoint was written by {len(states)} processes: samples and updates go on as before, "
+                "but dropout draws other numbers than an unbroken run"
             )
-        self.after = states[trainer.global_rank]
+        if trainer.global_rank < len(states):
+            self.after = states[trainer.global_rank]
+            return
+        torch.manual_seed(hash((self.seed, trainer.global_rank, checkpoint["global_step"])) & (2**63 - 1))
+        self.after = capture_rng()
 
 
 class NonFiniteGuard(pl.Callback):
@@ -108,7 +114,7 @@ class NonFiniteGuard(pl.Callback):
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
+        norm = whole(torch.nn.utils.get_total_norm(grads))
         pl_module.log("train/grad_norm", norm, batch_size=1)
         if not bool(torch.isfinite(norm)) and trainer.precision != "16-mixed":
             bad = next((n for n, p in pl_module.named_parameters() if _bad(p.grad)), "all together")
@@ -142,7 +148,11 @@ class WeightAverage(pl.Callback):
         self.aside: dict[str, Tensor] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"average": self.average, "step": self.step}
+        return {"average": self.whole(), "step": self.step}
+
+    def whole(self) -> dict[str, Tensor]:
+        """The average as whole tensors; all ranks must call this together."""
+        return {name: whole(value) for name, value in self.average.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.average, self.step = dict(state_dict["average"]), state_dict["step"]
@@ -150,7 +160,7 @@ class WeightAverage(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         weights = _weights(pl_module)
         self.average = {
-            name: self.average[name].to(w.device) if name in self.average else w.detach().clone()
+            name: part(self.average[name], w) if name in self.average else w.detach().clone()
             for name, w in weights.items()
         }
 
@@ -184,6 +194,7 @@ class WeightAverage(pl.Callback):
 
 
 def _weights(module: pl.LightningModule) -> dict[str, Tensor]:
+    reshard(module)
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
@@ -274,7 +285,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
     def _save_best(self, trainer: pl.Trainer) -> None:
         weights = trainer.strategy.lightning_module_state_dict()
         if self.average is not None:
-            weights = {**weights, **self.average.average}
+            weights = {**weights, **self.average.whole()}
         if trainer.is_global_zero:
             payload = {"state_dict": weights, "metrics": self.latest, "step": self.best_step, "monitor": self.monitor}
             checkpoint_io.save(payload, self.best_path)

@@ -17,7 +17,8 @@ class TrainerConfig:
     Attributes:
         max_steps: optimiser steps; -1 means: until max_epochs.
         max_epochs: passes over the training data; -1 means: until max_steps.
-        accelerator, devices, strategy, num_nodes, precision: as in Lightning's Trainer.
+        accelerator, devices, num_nodes, precision: as in Lightning's Trainer.
+        strategy: how several devices share the work; `fsdp` shards weights and optimiser state (PyTorch's FSDP2).
         accumulate: batches a optimiser step.
         grad_clip: largest gradient norm; 0 switches clipping off.
         val_every: optimiser steps between validations; 0 validates at the end of each epoch.
@@ -36,7 +37,9 @@ class TrainerConfig:
     max_epochs: int = -1
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     devices: int | str = 1
-    strategy: str = "auto"
+    strategy: Literal[
+        "auto", "ddp", "ddp_find_unused_parameters_true", "fsdp", "deepspeed", "deepspeed_stage_2", "deepspeed_stage_3"
+    ] = "auto"
     num_nodes: int = 1
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"] = "32-true"
     accumulate: int = 1

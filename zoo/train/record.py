@@ -21,8 +21,12 @@ from zoo.train.recipe import RecipeConfig
 
 PACKAGES = ("seqzoo", "torch", "pytorch-lightning", "torchmetrics", "numpy", "tokenizers", "hydra-core", "safetensors")
 OURS = ("checkpoints", "artifact", "recipe.json", "metrics.csv", "curves.png")
-# what may differ between a run and its continuation without changing what is computed
-FREE = ("log_every", "keep", "checkpoint_every", "loggers")
+# what may differ between a run and its continuation: nothing that is computed changes but its rounding
+FREE = {
+    *(f"trainer.{key}" for key in ("log_every", "keep", "checkpoint_every", "loggers", "threads")),
+    *(f"trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy")),
+    "data.num_workers",
+}
 
 
 def versions() -> dict[str, str]:
@@ -85,7 +89,8 @@ def claim_folder(out: Path, recipe: RecipeConfig, resume: bool) -> None:
         )
     saved = out / "recipe.json"
     if resume and saved.is_file():
-        difference = _difference(json.loads(saved.read_text(encoding="utf-8")), to_dict(recipe))
+        before, after = json.loads(saved.read_text(encoding="utf-8")), to_dict(recipe)
+        difference = _difference(_over_all(before), _over_all(after))
         if difference:
             raise ZooError(f"{out} was started with another recipe and cannot be resumed with this one: {difference}")
         return
@@ -95,12 +100,19 @@ def claim_folder(out: Path, recipe: RecipeConfig, resume: bool) -> None:
     write_json(saved, recipe)
 
 
+def _over_all(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with the batch of all processes together, where their number is written in it."""
+    trainer, data = recipe["trainer"], dict(recipe["data"])
+    if isinstance(trainer["devices"], int) and isinstance(data.get("batch_size"), int):
+        data["batch_size"] *= trainer["devices"] * trainer["num_nodes"]
+    return {**recipe, "data": data}
+
+
 def _difference(old: Any, new: Any, path: str = "") -> str | None:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(k for k in new if k not in old)]:
-            if path == "trainer" and key in FREE:
-                continue
-            found = _difference(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
+            place = f"{path}.{key}".lstrip(".")
+            found = None if place in FREE else _difference(old.get(key), new.get(key), place)
             if found:
                 return found
         return None

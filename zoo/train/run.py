@@ -10,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor, nn
 
 from zoo.config import to_dict
 from zoo.train import checkpoint_io, record
@@ -19,6 +20,7 @@ from zoo.train.plots import plot_curves
 from zoo.train.progress import CsvLogger, ProgressReport, extra_loggers, quiet
 from zoo.train.recipe import RecipeConfig
 from zoo.train.record import say
+from zoo.train.sharding import load_whole, strategy, whole_state
 from zoo.train.stream import Streamed
 
 SILENT: dict[str, Any] = {
@@ -116,8 +118,9 @@ class _Run:
         if getattr(self.parts.data, "sources", {}).get("test") is not None:
             trainer.test(task, dataloaders=self.parts.data.test_dataloader(), verbose=False)
             metrics |= _metrics(trainer, "test/")
+        weights = whole_state(task)
         if trainer.is_global_zero:
-            self._publish(trainer, metrics, steps, chosen, seconds)
+            self._publish(trainer, self._unsharded(weights), metrics, steps, chosen, seconds)
         trainer.strategy.barrier()
         return RunResult(self.out, self.out / "artifact", metrics, steps, chosen, seconds)
 
@@ -134,23 +137,27 @@ class _Run:
         machine: dict[str, Any] = {
             "accelerator": options.accelerator,
             "devices": options.devices,
-            "strategy": options.strategy,
             "num_nodes": options.num_nodes,
         }
         # the loader's length, which depends on the number of ranks, decides how often to validate
         several = options.devices != 1 or options.num_nodes != 1
-        self.parts.data.trainer = pl.Trainer(**machine, **SILENT) if several else None
+        ranks = pl.Trainer(**machine, strategy=strategy(options.strategy), **SILENT) if several else None
+        self.parts.data.trainer = ranks
         batches = len(self.parts.data.train_dataloader())
         total = _total(batches, self.data)
         has_val = "val" in getattr(self.parts.data, "sources", {"val": None})
         every = options.val_every * options.accumulate or batches
         self.progress = ProgressReport(total, options.log_every)
+        automatic = self.parts.task.automatic_optimization
+        if not automatic:  # the task steps its optimisers itself
+            self.parts.task.accumulate, self.parts.task.grad_clip = options.accumulate, options.grad_clip
         return pl.Trainer(
             **machine,
+            strategy=strategy(options.strategy),
             precision=options.precision,
             max_epochs=1,
-            accumulate_grad_batches=options.accumulate,
-            gradient_clip_val=options.grad_clip or None,
+            accumulate_grad_batches=options.accumulate if automatic else 1,
+            gradient_clip_val=(options.grad_clip or None) if automatic else None,
             val_check_interval=min(every, total * options.accumulate),
             limit_val_batches=1.0 if has_val else 0,
             log_every_n_steps=options.log_every,
@@ -179,10 +186,20 @@ class _Run:
                 self.average.put(self.parts.task, self.average.average)
             return dict(self.keeper.latest), steps
         payload = checkpoint_io.load(best)
-        self.parts.task.load_state_dict(payload["state_dict"])
+        load_whole(self.parts.task, payload["state_dict"])
         return payload["metrics"], int(payload["step"])
 
-    def _publish(self, trainer: pl.Trainer, metrics: dict[str, float], steps: int, chosen: int, seconds: float) -> None:
+    def _unsharded(self, weights: dict[str, Tensor]) -> nn.Module:
+        """The trained model in one piece, on the CPU."""
+        if self.options.strategy != "fsdp":
+            return self.parts.model.cpu()
+        parts = assemble(self.recipe)
+        parts.task.load_state_dict(weights)
+        return parts.model
+
+    def _publish(
+        self, trainer: pl.Trainer, model: nn.Module, metrics: dict[str, float], steps: int, chosen: int, seconds: float
+    ) -> None:
         from zoo.hub import artifact
 
         recipe, data = self.recipe, self.parts.data
@@ -196,7 +213,7 @@ class _Run:
             "epochs": round(steps * self.options.accumulate / batches, 3) if batches else None,
             "metrics": metrics,
             "monitor": self.options.monitor,
-            "parameters": sum(p.numel() for p in self.parts.model.parameters()),
+            "parameters": sum(p.numel() for p in model.parameters()),
             "timing": {"train_seconds": round(seconds, 2)},
             "versions": record.versions(),
             "git": record.git_state(),
@@ -210,7 +227,7 @@ class _Run:
             "recipe": to_dict(recipe),
         }
         artifact.save(
-            self.parts.model.cpu(),
+            model,
             self.out / "artifact",
             tokenizer=self.parts.tokenizer,
             recipe=to_dict(recipe),

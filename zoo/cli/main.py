@@ -21,6 +21,7 @@ COMMANDS = {
     "predict": ("zoo.cli.predict", "classify or score the sequences of a FASTA or CSV file"),
     "score": ("zoo.cli.score", "log-likelihood of the sequences of a FASTA or CSV file"),
     "embed": ("zoo.cli.embed", "vectors of the sequences of a FASTA or CSV file"),
+    "generate": ("zoo.cli.generate", "continue DNA with a causal language model"),
     "variants": ("zoo.cli.variants", "score the alleles of a VCF file"),
     "tokenize": ("zoo.cli.tokenize", "pictures to ids"),
     "detokenize": ("zoo.cli.detokenize", "ids to pictures"),

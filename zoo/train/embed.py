@@ -31,6 +31,7 @@ class Reader:
         causal: tokens are predicted from those before them.
         lm: the head is a distribution over the vocabulary.
         limit: most tokens the model takes, None when unbounded.
+        batch_tokens: tokens, padding included, that are best read at a time.
         trained_length: bases of the windows it was trained on, None where that is not on record.
 
     Raises:
@@ -41,6 +42,8 @@ class Reader:
         artifact = opened(ref)
         found = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device if device is not None else found)
+        # activations of more tokens than these leave a processor's cache, which costs more than small batches do
+        self.batch_tokens = 8192 if self.device.type == "cpu" else 32768
         self.path = artifact.path
         self.model = artifact.model.to(self.device).eval()
         self.tokenizer = artifact.tokenizer
@@ -171,7 +174,7 @@ def score(
     sequences: Iterable[Named],
     *,
     batch_size: int = 64,
-    batch_tokens: int = 32768,
+    batch_tokens: int | None = None,
     mask_every: int = 0,
     device: Any = None,
 ) -> Iterator[Scored]:
@@ -185,7 +188,7 @@ def score(
     per_id = np.array(bases_of(reader.tokenizer))
     for names, texts in _chunks(reader, sequences):
         out: list[Scored | None] = [None] * len(texts)
-        for batch in reader.batches(names, texts, batch_size, batch_tokens):
+        for batch in reader.batches(names, texts, batch_size, batch_tokens or reader.batch_tokens):
             ids, valid = reader.encode([texts[i] for i in batch])
             values, kept = reader.likelihoods(ids, valid, mask_every).double().cpu().numpy(), valid.cpu().numpy()
             for row, place in enumerate(batch):
@@ -203,7 +206,7 @@ def embed(
     mode: str = "mean",
     *,
     batch_size: int = 256,
-    batch_tokens: int = 32768,
+    batch_tokens: int | None = None,
     device: Any = None,
 ) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """(name, vector [D]) of (name, sequence) pairs in their order; [letters, D] with mode `base`.
@@ -213,7 +216,7 @@ def embed(
         sequences: pairs of name and letters; read lazily.
         mode: `mean`, `last` or `first` of the tokens that are no padding, `cls` the token before the text, or `base`:
             for each letter the state of the token it belongs to (0 for letters in no token).
-        batch_size, batch_tokens: most rows, and most tokens with padding, at a time.
+        batch_size, batch_tokens: most rows, and most tokens with padding, at a time; None: what suits the device.
         device: where to compute; None takes a GPU if there is one.
 
     Raises:
@@ -231,7 +234,7 @@ def embed(
         mode = "first"
     for names, texts in _chunks(reader, sequences):
         out: list[NDArray[np.float32] | None] = [None] * len(texts)
-        for batch in reader.batches(names, texts, batch_size, batch_tokens):
+        for batch in reader.batches(names, texts, batch_size, batch_tokens or reader.batch_tokens):
             ids, valid = reader.encode([texts[i] for i in batch])
             hidden = reader.hidden(ids, valid)  # [B, L, D]
             if mode != "base":

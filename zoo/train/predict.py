@@ -135,7 +135,8 @@ def _likelihoods(artifact: Any, sequences: Any, batch_size: int, batch_tokens: i
 
     reader = Reader(artifact, device)
     kind = "" if reader.causal else "pseudo_"
-    for one in score(reader, sequences, batch_size=batch_size, batch_tokens=batch_tokens):
+    tokens = min(batch_tokens, reader.batch_tokens)
+    for one in score(reader, sequences, batch_size=batch_size, batch_tokens=tokens):
         bases = int(one.bases.sum())
         mean = one.total / bases if bases else math.nan
         scores = {f"{kind}log_likelihood": mean, f"{kind}bits_per_base": -mean / math.log(2)}

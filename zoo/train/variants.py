@@ -133,7 +133,7 @@ class VariantScorer:
             for models that give no likelihoods.
         window: bases; None takes what the model was trained on, else its longest input up to 8,192 bases, else 1,024.
         strand: `+`, `-` or `both`.
-        batch_size, batch_tokens: most windows, and most tokens with padding, at a time.
+        batch_size, batch_tokens: most windows, and most tokens with padding, at a time; None: what suits the device.
 
     Raises:
         ZooError: the model cannot be scored that way, or takes no such window.
@@ -147,7 +147,7 @@ class VariantScorer:
         strand: str = "+",
         *,
         batch_size: int = 64,
-        batch_tokens: int = 32768,
+        batch_tokens: int | None = None,
         device: Any = None,
     ) -> None:
         self.reader = ref if isinstance(ref, Reader) else Reader(ref, device)
@@ -156,7 +156,9 @@ class VariantScorer:
         self.strands = {"+": (False,), "-": (True,), "both": (False, True)}[strand]
         self.size = batch_size
         rows = int(self.reader.model.embed.weight.shape[0])
-        self.tokens = min(batch_tokens, max(LOGITS // rows, 1)) if self.method == "llr" else batch_tokens
+        self.tokens = batch_tokens or self.reader.batch_tokens
+        if self.method == "llr":
+            self.tokens = min(self.tokens, max(LOGITS // rows, 1))
         self._check()
         self.window = self._window(window)
 

@@ -212,7 +212,7 @@ def test_a_legacy_file_that_claims_ten_gigabytes(tmp_path: Path) -> None:
     data = small.read_bytes()
     at = data.index(b"K\x07", data.index(b"storage"))  # the number of elements in the storage's persistent id
     small.write_bytes(data[:at] + b"J" + struct.pack("<i", 2_000_000_000) + data[at + 2 :])
-    with pytest.raises(ZooError, match="damaged|claims"):
+    with pytest.raises(ZooError, match=r"damaged|claims"):
         load_restricted(small)
 
 
@@ -229,7 +229,7 @@ def test_torchscript_is_code(tmp_path: Path) -> None:
 def test_damaged_files(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "x.pt"
     file.write_bytes(content)
-    with pytest.raises(ZooError, match="empty|damaged"):
+    with pytest.raises(ZooError, match=r"empty|damaged"):
         load_restricted(file)
 
 

@@ -6,9 +6,8 @@ pickle only by the loader that builds tensors and plain containers. `config.json
 
 from __future__ import annotations
 
+import argparse
 import json
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor
 from zoo import catalogue
 from zoo.config import resolve
 from zoo.convert import load_strict
+from zoo.convert.restricted import load_restricted
 from zoo.errors import ZooError
 
 # in this order: safetensors before pickles, an index before the single file of the same kind
@@ -40,7 +40,7 @@ def open_official(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None,
     Raises:
         ZooError: nothing to read, a damaged file, or a pickle that needs more than tensors.
     """
-    file = _find(path)
+    file = find_weights(path)
     state, extra = (_sharded(file), {}) if file.name.endswith(".index.json") else _read(file)
     config = _config_beside(file)
     if config is None:
@@ -79,20 +79,42 @@ def convert_file(
     state, config, meta = open_official(path)
     if config_path is not None:
         config = _read_json(config_path)
+    return convert_state(state, config, meta["file"], family)
+
+
+def convert_state(
+    state: Mapping[str, Tensor], config: Mapping[str, Any] | None, file: str, family: str | None = None
+) -> tuple[str, Any, dict[str, Tensor]]:
+    """As `convert_file` for what `open_official` gave; the tensors may be on the meta device.
+
+    Raises:
+        ZooError: as `convert_file`; a config with values of the wrong kind is answered with the first of them.
+    """
     family = family or detect_family(state, config)
     module = _module(catalogue.lookup(catalogue.CONVERTERS, family, "family"))
-    if config is None or not _usable(module, config):
-        infer = getattr(module, "config_from_state", None)
-        if infer is None:
-            raise ZooError(f"no config.json beside {meta['file']}: a {family} model needs it, name it with --config")
-        ours = infer(state)
-    else:
-        ours = module.config_from_official(config)
-    weights = module.to_zoo(state, ours)
-    family = getattr(module, "MODEL", family)  # several publications may be one family of ours
-    with torch.device("meta"):
-        model = resolve(catalogue.lookup(catalogue.MODELS, family, "model"))(ours)
-    load_strict(model, weights, Path(meta["file"]).name)
+    try:
+        if config is not None and _usable(module, config):
+            ours = module.config_from_official(config)
+        else:
+            infer = getattr(module, "config_from_state", None)
+            if infer is None:
+                raise ZooError(f"no config.json beside {file}: a {family} model needs it, name it with --config")
+            ours = infer(state)
+    except ZooError:
+        raise
+    except Exception as error:
+        # converters trust their input; that of a stranger's file may break them in any way
+        raise ZooError(f"the config beside {file} is no {family} config ({_first_line(error)})") from error
+    try:
+        weights = module.to_zoo(state, ours)
+        family = getattr(module, "MODEL", family)  # several publications may be one family of ours
+        with torch.device("meta"):
+            model = resolve(catalogue.lookup(catalogue.MODELS, family, "model"))(ours)
+    except ZooError:
+        raise
+    except Exception as error:
+        raise ZooError(f"{file} and its config do not fit a {family} model ({_first_line(error)})") from error
+    load_strict(model, weights, Path(file).name)
     return family, ours, weights
 
 
@@ -108,10 +130,15 @@ def _module(target: str) -> Any:
     return import_module(target)  # a string of the literal table CONVERTERS
 
 
-def _find(path: Path) -> Path:
+def find_weights(path: Path) -> Path:
+    """The file of weights at *path* (it, or the one in that folder): an index of shards before a single file.
+
+    Raises:
+        ZooError: nothing there, no weights, or several of which none stands out.
+    """
     if path.is_file():
         if path.name == "config.json":
-            return _find(path.parent)
+            return find_weights(path.parent)
         return path
     if not path.is_dir():
         raise ZooError(f"no such file or folder: {path}")
@@ -136,24 +163,21 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _read_pickle(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    try:
-        data = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if _is_whole_zip(file):
-            raise ZooError(
-                f"{file} holds Python objects beside its tensors and is not opened, since loading them could run any "
-                f"code: save its state dict alone where you trust the file, or take the safetensors version"
-            ) from error
-        raise ZooError(f"{file} is damaged or no PyTorch file: fetch it again") from None
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
-        raise ZooError(f"{file} is damaged or no PyTorch file ({_first_line(error)}): fetch it again") from None
-    if not isinstance(data, Mapping):
+    data = load_restricted(file)
+    if isinstance(data, argparse.Namespace) or not isinstance(data, Mapping):
         raise ZooError(f"{file} holds a {type(data).__name__} where a state dict was expected")
     for key in ("state_dict", "model_state_dict", "model", "module"):
-        if isinstance(data.get(key), Mapping) and not isinstance(data.get(key), Tensor):
-            extra = {name: value for name, value in data.items() if name != key and _is_plain(value)}
-            return _tensors(data[key], file), extra
+        if isinstance(data.get(key), Mapping):
+            extra = {name: _plain(value) for name, value in data.items() if name != key}
+            return _tensors(data[key], file), {name: value for name, value in extra.items() if _is_plain(value)}
     return _tensors(data, file), {}
+
+
+def _plain(value: Any) -> Any:
+    """A trainer's Namespace as the mapping it is."""
+    if isinstance(value, argparse.Namespace):
+        return {name: _plain(item) for name, item in vars(value).items()}
+    return value
 
 
 def _tensors(state: Mapping[str, Any], file: Path) -> dict[str, Tensor]:
@@ -168,8 +192,11 @@ def _sharded(index: Path) -> dict[str, Tensor]:
     if not isinstance(listed, dict) or not listed:
         raise ZooError(f"{index} names no shards (weight_map)")
     state: dict[str, Tensor] = {}
+    for name in listed.values():
+        if not isinstance(name, str) or name != Path(name).name or "\\" in name:
+            raise ZooError(f"{index} names the shard {name!r}, which is not the plain name of a file beside it")
     for name in sorted(set(listed.values())):
-        shard = index.parent / Path(name).name
+        shard = index.parent / name
         if not shard.is_file():
             raise ZooError(f"the shard {shard} named in {index.name} is missing")
         state |= _read(shard)[0]
@@ -202,11 +229,6 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(_is_plain(item) for item in value)
     return value is None or isinstance(value, str | int | float | bool)
-
-
-def _is_whole_zip(file: Path) -> bool:
-    """A zip whose directory is readable, or a legacy pickle that starts like one."""
-    return zipfile.is_zipfile(file) or file.read_bytes()[:1] == b"\x80"
 
 
 def _first_line(error: BaseException) -> str:

@@ -233,8 +233,8 @@ def _check_archive(file: Path) -> None:
 
 def _refusal(file: Path, what: str) -> str:
     return (
-        f"{file} holds {what} beside its tensors and is not opened, since loading such things could run any code: "
-        "save its state dict alone where you trust the file, or take the safetensors version"
+        f"{file} holds Python objects ({what}) beside its tensors and is not opened, since loading such things could "
+        "run any code: save its state dict alone where you trust the file, or take the safetensors version"
     )
 
 

@@ -30,6 +30,8 @@ from zoo._resources import folder
 from zoo.config import from_dict, resolve, to_dict
 from zoo.errors import ConfigError, ZooError, nearest
 from zoo.hub import files, parity
+from zoo.hub.building import build, compare, untied
+from zoo.hub.names import has_weights, looks_like_ref, parse_ref
 
 
 @dataclass
@@ -136,10 +138,17 @@ def save(
     return target
 
 
-def load(ref: str | Path) -> Artifact:
+def load(ref: str | Path, *, allow_pickle: bool = False, offline: bool = False) -> Artifact:
     """The artifact that *ref* names: a folder, a Hub id (`user/name` or `user/name@revision`), or a catalogue name.
 
-    A catalogue name gives the published weights, converted from the official repository in the local Hub cache.
+    A repository of official weights (`LongSafari/hyenadna-small-32k-seqlen-hf`) is recognised and converted, and so
+    is the one behind a catalogue name. What is in the local Hub cache is not fetched again.
+
+    Args:
+        ref: see above.
+        allow_pickle: fetch and open weights that are published only as a pickle, by the restricted loader. Those that
+            `zoo pull --allow-pickle` put into the cache need no second permission.
+        offline: stay off the network, as with `HF_HUB_OFFLINE`.
 
     Raises:
         ZooError: nothing of that name, a missing, truncated or changed file, or weights that the config does not fit.
@@ -148,19 +157,25 @@ def load(ref: str | Path) -> Artifact:
     path = Path(text).expanduser()
     if path.is_dir():
         return _load_folder(path, text)
-    if text in catalogue.ENTRIES:
-        return _load_official(text)
-    if path.exists():
+    known = catalogue.ENTRIES.get(text)
+    if known is None and path.exists():
         raise ZooError(f"'{text}' is a file, not an artifact folder; `zoo convert` reads official weight files")
-    if text.count("/") == 1 and not text.startswith((".", "/", "~")):
-        from zoo.hub import client
+    if known is None and not looks_like_ref(text):
+        raise ZooError(
+            f"'{text}' is neither a folder, a Hub id (user/name) nor a model of the catalogue"
+            + nearest(text, catalogue.ENTRIES)
+        )
+    from zoo.hub import client
 
-        repo, _, revision = text.partition("@")
-        return _load_folder(client.pull(repo, revision or "main"), text)
-    raise ZooError(
-        f"'{text}' is neither a folder, a Hub id (user/name) nor a model of the catalogue"
-        + nearest(text, catalogue.ENTRIES)
-    )
+    if known is not None:
+        what = f"the published weights of {text}"
+        place = client.pull(known.hub, what=what, file=known.file, allow_pickle=allow_pickle, local=offline)
+        return _load_official(place, known.hub, text, known.file)
+    wanted = parse_ref(text)
+    place = client.pull(wanted.repo, wanted.revision, allow_pickle=allow_pickle, local=offline)
+    if (place / files.FILES).is_file() or not has_weights(place):
+        return _load_folder(place, text)
+    return _load_official(place, wanted.repo, text)
 
 
 def verify(directory: str | Path) -> list[Any]:
@@ -186,16 +201,6 @@ def family_of(model: nn.Module) -> str:
     raise ZooError(f"{type(model).__name__} is not in the catalogue, so an artifact of it could not be loaded")
 
 
-def untied(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict with each tied tensor once, under the first of its names."""
-    seen: dict[int, str] = {}
-    kept: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if seen.setdefault(id(tensor), name) == name:
-            kept[name] = tensor
-    return kept
-
-
 def _load_folder(place: Path, ref: str) -> Artifact:
     described = files.check_files(place)
     model = _model(place, described)
@@ -213,9 +218,9 @@ def _model(place: Path, described: dict[str, Any]) -> nn.Module:
         config = from_dict(resolve(catalogue.schema_target(target)), described["config"], "config")
     except ConfigError as error:
         raise ZooError(f"{place / files.CONFIG}: {error}") from None
-    with torch.random.fork_rng(devices=[]):  # initial weights must not disturb the caller's random numbers
-        model = resolve(target)(config)
-    load_weights(model, place / files.WEIGHTS)
+    weights = place / files.WEIGHTS
+    model = build(resolve(target), config, weights, str(place / files.CONFIG))
+    load_weights(model, weights)
     return model.eval()
 
 
@@ -225,22 +230,12 @@ def load_weights(model: nn.Module, file: Path) -> None:
     Raises:
         ZooError: the file is damaged or of another architecture; names the first difference.
     """
-    wanted = untied(model)
     try:
         with safe_open(file, "pt") as stored:
             names = list(stored.keys())
-            for name in [*wanted, *names]:
-                if name not in names or name not in wanted:
-                    what = "lacks" if name in wanted else "holds"
-                    raise ZooError(f"{file} {what} '{name}': these are not the weights of this config")
-                shape = list(stored.get_slice(name).get_shape())
-                if shape != list(wanted[name].shape):
-                    raise ZooError(
-                        f"{file}: '{name}' is {shape}, the config makes it {list(wanted[name].shape)}: "
-                        "these are not the weights of this config"
-                    )
+            compare(model, {name: tuple(stored.get_slice(name).get_shape()) for name in names}, file)
             with torch.no_grad():
-                for name, tensor in wanted.items():
+                for name, tensor in untied(model).items():
                     value = stored.get_tensor(name)
                     tensor.data = tensor.data.to(value.dtype)  # keeps the parameter, and with it what is tied to it
                     tensor.copy_(value)
@@ -248,31 +243,12 @@ def load_weights(model: nn.Module, file: Path) -> None:
         raise ZooError(f"{file} is damaged or no safetensors file ({error})") from None
 
 
-def _load_official(name: str) -> Artifact:
-    """The published weights of a catalogue entry, from the local Hub cache or, when online, the Hub."""
-    from zoo.convert.official import convert_file
-    from zoo.hub import client
+def _load_official(place: Path, repo: str, ref: str, file: str = "") -> Artifact:
+    """Official weights as they were published, converted on the fly."""
+    from zoo.hub import official
 
-    entry = catalogue.ENTRIES[name]
-    place = client.pull(entry.hub, what=f"the published weights of {name}", file=entry.file)
-    family, config, weights = convert_file(place / entry.file, family=entry.model)
-    with torch.random.fork_rng(devices=[]):
-        model = resolve(catalogue.MODELS[family])(config)
-    model.load_state_dict(weights)
-    tokenizer = _official_tokenizer(entry.tokenizer, place) if entry.tokenizer else None
-    return Artifact(model.eval(), tokenizer, place, {"model": family, "outputs": {}, "ref": name})
-
-
-def _official_tokenizer(name: str, place: Path) -> Any:
-    """The catalogue's tokenizer *name*; a byte-pair vocabulary is the one published with the weights."""
-    import yaml
-
-    from zoo import tokenizers
-
-    section = yaml.safe_load((folder("tokenizers") / name / "tokenizer.yaml").read_text(encoding="utf-8"))
-    file = place / "tokenizer.json"
-    changes = {"file": str(file)} if section["name"] == "bpe" and file.is_file() else {}
-    return tokenizers.from_catalogue(name, **changes)
+    model, tokenizer, facts = official.load(place, repo, file)
+    return Artifact(model, tokenizer, place, {**facts, "ref": ref})
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

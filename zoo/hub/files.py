@@ -33,9 +33,11 @@ def check_files(place: Path) -> dict[str, Any]:
     if not isinstance(listed, dict) or any(name not in listed for name in NEEDED):
         raise ZooError(f"{place / FILES} does not list {', '.join(NEEDED)}: the artifact is damaged")
     for name, wanted in listed.items():
-        if Path(name).name != name or not isinstance(wanted, dict):
+        if name != Path(name).name or "\\" in name or name in (".", "..") or not isinstance(wanted, dict):
             raise ZooError(f"{place / FILES} lists '{name}', which is not the plain name of a file in the folder")
         file = place / name
+        if file.is_symlink() and not _stays(place, file):
+            raise ZooError(f"{file} is a link that leads out of the artifact, so it is not followed")
         if not file.is_file():
             raise ZooError(f"the artifact '{place}' is incomplete: {name} is missing")
         size = file.stat().st_size
@@ -44,6 +46,15 @@ def check_files(place: Path) -> dict[str, Any]:
         if sha256(file) != wanted.get("sha256"):
             raise ZooError(f"{file} is not what was saved (its sha256 differs): copy or download it again")
     return described(place)
+
+
+def _stays(place: Path, file: Path) -> bool:
+    """Whether a link ends in its own folder or, in the Hub cache, among the blobs of the same repository."""
+    real, home = file.resolve(), place.resolve()
+    blobs = (
+        [home.parent.parent / "blobs", home.parent.parent.parent / "blobs"] if home.parent.name == "snapshots" else []
+    )
+    return any(real.is_relative_to(base) for base in (home, *blobs))
 
 
 def published_files(place: Path) -> list[Path]:

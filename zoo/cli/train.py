@@ -63,7 +63,8 @@ def run_one(recipe: RecipeConfig, args: argparse.Namespace) -> int:
         return 0
     out = Path(args.out or Path("runs") / recipe.name)
     result = _train(recipe, out, args.resume)
-    print(summary(result))
+    if result.first:
+        print(summary(result))
     return 0
 
 
@@ -81,7 +82,7 @@ def run_grid(runs: list[tuple[list[str], RecipeConfig]], args: argparse.Namespac
             continue
         result = _train(recipe, base / label.replace("/", "_"), args.resume)
         rows.append((label, result.metrics))
-    if rows:
+    if rows and result.first:
         names = list(dict.fromkeys(name for _, metrics in rows for name in metrics))
         cells = [
             (label, *(f"{metrics[name]:.4f}" if name in metrics else "" for name in names)) for label, metrics in rows

@@ -42,6 +42,7 @@ class RunResult:
         steps: optimiser steps made in all.
         chosen: step whose weights the artifact holds.
         seconds: time spent training and validating, over all resumed parts.
+        first: whether this process is the one, or the first of several, that speaks.
     """
 
     dir: Path
@@ -50,6 +51,7 @@ class RunResult:
     steps: int
     chosen: int
     seconds: float
+    first: bool
 
 
 def train(recipe: RecipeConfig, out: Path, *, resume: bool = False, init: str | None = None) -> RunResult:
@@ -122,7 +124,7 @@ class _Run:
         if trainer.is_global_zero:
             self._publish(trainer, self._unsharded(weights), metrics, steps, chosen, seconds)
         trainer.strategy.barrier()
-        return RunResult(self.out, self.out / "artifact", metrics, steps, chosen, seconds)
+        return RunResult(self.out, self.out / "artifact", metrics, steps, chosen, seconds, trainer.is_global_zero)
 
     def _resume_point(self) -> Path | None:
         path = checkpoint_io.newest_valid(self.folder, say)

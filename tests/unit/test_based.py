@@ -11,7 +11,7 @@ from torch import Tensor
 from zoo.convert import rows_to_official, rows_to_ours
 from zoo.convert.based import baseconv_rows, taylor_rows
 from zoo.errors import ConfigError, ZooError
-from zoo.nn import based
+from zoo.nn import taylor
 from zoo.nn.baseconv import BaseConv, BaseConvConfig
 from zoo.nn.based import JRT, Based, BasedConfig, JRTConfig, taylor_features
 from zoo.nn.layout import CAUSAL, Layout
@@ -97,7 +97,7 @@ def test_long_sequences_recompute_their_features(monkeypatch: pytest.MonkeyPatch
     x = torch.randn(2, 26, 8, dtype=torch.float64, requires_grad=True)
     y, _ = layer(x, CAUSAL)
     (grad,) = torch.autograd.grad(y.square().sum(), x)
-    monkeypatch.setattr(based, "_BLOCK", 8)
+    monkeypatch.setattr(taylor, "SPAN", 8)
     again, _ = layer(x, CAUSAL)
     (other,) = torch.autograd.grad(again.square().sum(), x)
     torch.testing.assert_close(again, y, rtol=1e-10, atol=1e-12)

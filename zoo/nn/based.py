@@ -8,17 +8,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from zoo.config import config
 from zoo.errors import ConfigError, ZooError
 from zoo.nn.layout import Layout
 from zoo.nn.mixer import Cost, MixerInfo
-from zoo.nn.rows import RowMixer, Rows
+from zoo.nn.rows import RowMixer, Rows, row_mask
 from zoo.nn.ssm import work_dtype
 from zoo.nn.state import State
-
-_BLOCK = 4096  # tokens whose features exist at once in training: they are 1 + d + d(d+1)/2 numbers a head
+from zoo.nn.taylor import taylor_mix, taylor_sums
 
 
 @config
@@ -82,40 +80,6 @@ def taylor_features(x: Tensor, scale: float) -> Tensor:
     return both.view(*x.shape[:-1], left.shape[1])
 
 
-def taylor_attention(
-    q: Tensor, k: Tensor, v: Tensor, sums: Tensor, scale: float, chunk: int, keep: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Causal sum over the past of (1 + s + s²/2) v, without the normaliser.
-
-    Args:
-        q, k: [B, H, L, d].
-        v: [B, H, L, dv], its last column all ones where the normaliser is wanted.
-        sums: [B, H, F, dv] state before the first token.
-        scale: s = q·k / sqrt(scale).
-        chunk: tokens a chunk.
-        keep: [B, L] bool; other tokens are left out of the state (they must come last).
-
-    Returns:
-        [B, H, L, dv] and the state after the last token.
-    """
-    batch, _, length, _ = v.shape
-    chunk = min(chunk, 1 << max(0, (length - 1).bit_length()))
-    if keep is None and length % chunk:
-        keep = torch.ones(batch, length, dtype=torch.bool, device=q.device)
-    padding = -length % chunk
-    q, k, v = (F.pad(t, (0, 0, 0, padding)).unflatten(2, (-1, chunk)) for t in (q, k, v))  # [B, H, n, T, .]
-    s = q @ k.transpose(-1, -2) * scale**-0.5
-    y = (1 + s + 0.5 * s.square()).tril() @ v
-    features = taylor_features(k, scale)
-    if keep is not None:
-        features = features * F.pad(keep, (0, padding)).view(batch, 1, -1, chunk, 1).to(k.dtype)
-    added = features.transpose(-1, -2) @ v  # [B, H, n, F, dv]
-    total = added.cumsum(2) + sums[:, :, None]
-    before = torch.cat([sums[:, :, None], total[:, :, :-1]], dim=2)
-    y = y + taylor_features(q, scale) @ before
-    return y.flatten(2, 3)[:, :, :length], total[:, :, -1]
-
-
 class Based(RowMixer):
     """Linear attention of BASED. x [B, L, D] -> [B, L, D]; a constant state of H · F · (dv + 1) numbers.
 
@@ -150,24 +114,18 @@ class Based(RowMixer):
     def attend(self, x: Tensor, count: Tensor | None, sums: Tensor | None) -> tuple[Tensor, Tensor]:
         """Rows x [B, L, D] continued from *sums*: (y [B, L, D], sums after them)."""
         work = work_dtype(x)
-        q, k, v = (self._heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        keep = None if count is None else torch.arange(x.shape[1], device=x.device) < count[:, None]
+        heads = self.config.num_heads
+        q, k, v = (proj(x).unflatten(-1, (heads, -1)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         with torch.autocast(x.device.type, enabled=False):
-            q, k, v = q.to(work), k.to(work), F.pad(v.to(work), (0, 1), value=1.0)
+            q, k, v = q.to(work), k.to(work), row_mask(F.pad(v.to(work), (0, 1), value=1.0), count)
             sums = self.empty(x.shape[0], x.device, work) if sums is None else sums.to(work)
-            parts = []
-            for start in range(0, x.shape[1], _BLOCK):
-                here = slice(start, start + _BLOCK)
-                inputs = (q[:, :, here], k[:, :, here], v[:, :, here], sums, self.scale, self.config.chunk)
-                part_keep = None if keep is None else keep[:, here]
-                if x.shape[1] > _BLOCK and torch.is_grad_enabled():
-                    y, sums = checkpoint(taylor_attention, *inputs, part_keep, use_reentrant=False)
-                else:
-                    y, sums = taylor_attention(*inputs, part_keep)
-                parts.append(y)
-            y = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
+            if x.shape[1] == 1:
+                sums = sums + taylor_features(k[:, 0], self.scale)[..., None] * v[:, 0, :, None]
+                y = (taylor_features(q[:, 0], self.scale)[:, :, None] @ sums).transpose(1, 2)  # [B, 1, H, dv + 1]
+            else:
+                y, sums = taylor_mix(q, k, v, sums, self.scale, self.config.chunk)
             y = y[..., :-1] / (y[..., -1:] + self.config.eps)
-        return self.out_proj(y.transpose(1, 2).flatten(2).to(x.dtype)), sums
+        return self.out_proj(y.flatten(2).to(x.dtype)), sums
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.config.num_heads, -1)).transpose(1, 2)  # [B, H, L, d]
@@ -230,11 +188,8 @@ class JRT(Based):
     def encode(self, x: Tensor, inside: Tensor, sums: Tensor | None) -> Tensor:
         """Add the prefix x [B, M, D], where *inside* [B, M], to *sums*."""
         work = work_dtype(x)
-        k, v = self._heads(self.k_enc_proj(x)), self._heads(self.v_enc_proj(x))
+        k, v = (proj(x).unflatten(-1, (self.config.num_heads, -1)) for proj in (self.k_enc_proj, self.v_enc_proj))
         with torch.autocast(x.device.type, enabled=False):
             sums = self.empty(x.shape[0], x.device, work) if sums is None else sums.to(work)
-            mask = inside[:, None, :, None].to(work)
-            k, v = k.to(work), F.pad(v.to(work), (0, 1), value=1.0) * mask
-            for keys, values in zip(k.split(_BLOCK, 2), v.split(_BLOCK, 2), strict=True):
-                sums = sums + taylor_features(keys, self.scale).transpose(-1, -2) @ values
-        return sums
+            v = F.pad(v.to(work), (0, 1), value=1.0) * inside[:, :, None, None].to(work)
+            return sums + taylor_sums(k.to(work), v, self.scale) if x.shape[1] else sums

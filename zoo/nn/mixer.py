@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError
+from zoo.nn.kernels import steady_heap
 from zoo.nn.layout import Layout
 from zoo.nn.state import State
 
@@ -70,6 +71,10 @@ class Mixer(nn.Module):
 
     info: MixerInfo
     Config: type
+
+    def __init__(self) -> None:
+        super().__init__()
+        steady_heap()
 
     def forward(self, x: Tensor, layout: Layout, state: State | None = None) -> tuple[Tensor, State | None]:
         """Mix x [B, L, D] along L. Without a state this is the parallel form; a state is continued and returned."""

@@ -212,3 +212,15 @@ def test_interrupt_is_clean(tiny: Path, tmp_path: Path) -> None:
     assert "Traceback" not in text
     assert text.rstrip().endswith("interrupted")
     assert not (out / "artifact").exists()
+
+
+def test_verify_writes_its_table(zoo: Zoo, root: Path, tmp_path: Path) -> None:
+    page = tmp_path / "verification.md"
+    status, _, err = zoo("verify", root / "tests/parity/cases/hyena", "--table", page)
+    assert status == 0, err
+    text = page.read_text()
+    assert "2 of 2 cases pass" in text
+    assert "| hyena | dev-op2 | 13 |" in text
+    status, _, err = zoo("verify")
+    assert status == 2
+    assert "--all" in err

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.cli.common import Parser, print_json
+from zoo.errors import ZooError
 
 if TYPE_CHECKING:
     from zoo.convert.parity import CaseResult
@@ -25,9 +26,12 @@ def parser() -> Parser:
             "zoo verify tests/parity/cases/hyenadna --verbose",
             "zoo verify runs/hyenadna_uci_splice/artifact",
             "zoo verify user/model@v1 --json",
+            "zoo verify --all --table docs/verification.md",
         ],
     )
-    command.add_argument("paths", nargs="+", metavar="PATH|REF", help="case, folder above cases, artifact, or Hub id")
+    command.add_argument("paths", nargs="*", metavar="PATH|REF", help="case, folder above cases, artifact, or Hub id")
+    command.add_argument("--all", action="store_true", help="all cases of this checkout (tests/parity/cases)")
+    command.add_argument("--table", metavar="FILE", help="write every output and its largest error as Markdown too")
     command.add_argument("--verbose", action="store_true", help="one line for each output")
     command.add_argument("--json", action="store_true", help="for machines")
     return command
@@ -36,6 +40,10 @@ def parser() -> Parser:
 def run(args: argparse.Namespace) -> int:
     from zoo.cli.finetune import check_ref
 
+    if args.all:
+        args.paths = [*args.paths, str(_checkout_cases())]
+    if not args.paths:
+        raise ZooError("zoo verify needs a case, an artifact or a Hub id, or --all for the cases of this checkout")
     for path in args.paths:
         check_ref(path)
     began = time.monotonic()
@@ -46,6 +54,11 @@ def run(args: argparse.Namespace) -> int:
             print(line(result), flush=True)
             if args.verbose:
                 print("\n".join(_output_lines(result)), flush=True)
+    if args.table:
+        from zoo.cli.verification_table import markdown
+        from zoo.train.checkpoint_io import write_atomic, write_text
+
+        write_atomic(Path(args.table), lambda file: write_text(file, markdown(results)))
     failed = sum(not result.passed for result in results)
     if args.json:
         print_json([as_dict(result) for result in results])
@@ -77,7 +90,6 @@ def _results(paths: list[str]) -> Iterator[CaseResult]:
 
 def _artifact(ref: str) -> CaseResult:
     from zoo.convert.parity import CaseResult
-    from zoo.errors import ZooError
     from zoo.hub import artifact, files
 
     path = Path(ref).expanduser()
@@ -93,6 +105,15 @@ def _artifact(ref: str) -> CaseResult:
     except ZooError as error:  # told as its line among the others
         return CaseResult(ref, "artifact", [], problem=str(error))
     return CaseResult(ref, "artifact", checks)
+
+
+def _checkout_cases() -> Path:
+    from zoo._resources import root
+
+    cases = root() / "tests" / "parity" / "cases"
+    if not cases.is_dir():
+        raise ZooError("--all replays the cases of a checkout, and this zoo is installed without one: name a folder")
+    return cases
 
 
 def line(result: CaseResult) -> str:

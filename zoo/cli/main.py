@@ -21,6 +21,7 @@ COMMANDS = {
     "predict": ("zoo.cli.predict", "classify or score the sequences of a FASTA or CSV file"),
     "score": ("zoo.cli.score", "log-likelihood of the sequences of a FASTA or CSV file"),
     "embed": ("zoo.cli.embed", "vectors of the sequences of a FASTA or CSV file"),
+    "mutagenesis": ("zoo.cli.mutagenesis", "every substitution of a sequence: table, sequence logo, heat map"),
     "generate": ("zoo.cli.generate", "continue DNA with a causal language model"),
     "variants": ("zoo.cli.variants", "score the alleles of a VCF file"),
     "tokenize": ("zoo.cli.tokenize", "pictures to ids"),
@@ -28,6 +29,9 @@ COMMANDS = {
     "reconstruct": ("zoo.cli.reconstruct", "a sheet of pictures beside what a visual tokenizer makes of them"),
     "verify": ("zoo.cli.verify", "replay parity cases or an artifact's own and compare number for number"),
     "convert": ("zoo.cli.convert", "turn a file of official weights into an artifact"),
+    "push": ("zoo.cli.push", "publish an artifact on the Hub"),
+    "pull": ("zoo.cli.pull", "fetch an artifact or official weights from the Hub, hashed and recognised"),
+    "search": ("zoo.cli.search", "what others published with this library"),
     "quickstart": (
         "zoo.cli.quickstart",
         "the whole line on real DNA: pretrain, fine-tune, measure, verify, predict",

@@ -48,13 +48,24 @@ def predict(
     if getattr(getattr(artifact.model.config, "head", None), "kind", None) == "lm":
         yield from _likelihoods(artifact, sequences, batch_size, batch_tokens, device)
         return
-    predictor = _Predictor(artifact, device)
+    predictor = Predictor(artifact, device)
     stream = iter(sequences)
     while chunk := list(islice(stream, CHUNK)):
         yield from predictor.rows(chunk, batch_size, batch_tokens)
 
 
-class _Predictor:
+class Predictor:
+    """A model with a head for classes or targets in evaluation mode, and its tokenizer.
+
+    Attributes:
+        head: the head's config.
+        kind: what the outputs are: multiclass, multilabel or regression.
+        classes: their names.
+
+    Raises:
+        ZooError: the artifact holds no tokenizer.
+    """
+
     def __init__(self, artifact: Any, device: str | torch.device | None) -> None:
         found = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device if device is not None else found)
@@ -71,6 +82,15 @@ class _Predictor:
         self.head = artifact.model.config.head
         self.kind = artifact.info.get("outputs", {}).get("task_kind", "multiclass")
         self.classes = artifact.classes or [str(i) for i in range(self.head.num_outputs)]
+
+    @torch.inference_mode()
+    def logits(self, texts: list[bytes]) -> tuple[Tensor, Tensor]:
+        """What the head says of texts (float32, the head's shape), and which tokens are real [B, L]."""
+        ids, valid = self.tokenizer.encode_batch(
+            texts, None, self.pad_side, add_special=self.add_special, pad_to=self.pad_to
+        )
+        mask = torch.from_numpy(valid).to(self.device)
+        return self.model(torch.from_numpy(ids).to(self.device), mask).float(), mask
 
     def rows(self, chunk: list[tuple[str, str | bytes]], batch_size: int, batch_tokens: int) -> Iterator[Row]:
         texts = [to_bytes(text).strip() for _, text in chunk]
@@ -94,14 +114,8 @@ class _Predictor:
         for result in out:
             yield from result
 
-    @torch.inference_mode()
     def _batch(self, names: list[str], texts: list[bytes]) -> list[list[Row]]:
-        ids, valid = self.tokenizer.encode_batch(
-            texts, None, self.pad_side, add_special=self.add_special, pad_to=self.pad_to
-        )
-        tokens = torch.from_numpy(ids).to(self.device)
-        mask = torch.from_numpy(valid).to(self.device)
-        logits = self.model(tokens, mask).float()
+        logits, mask = self.logits(texts)
         scores = self._scores(logits).cpu()
         if self.head.kind == "sequence":
             return [[{"name": name, **self._row(row)}] for name, row in zip(names, scores, strict=True)]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.nn.ssm import SSMState, dense_kernel, dense_scan, exact_dtype, remembered
+from zoo.nn.longconv import long_conv
+from zoo.nn.series import feedback
+from zoo.nn.ssm import SSMState, complex_of, dense_kernel, dense_scan, diag_sequence, exact_dtype, remembered
 
 
 def hippo_legs(size: int) -> tuple[Tensor, Tensor]:
@@ -54,9 +57,14 @@ class DenseSSM(nn.Module):
 class DPLRSSM(DenseSSM):
     """A = Λ - P P*, complex in conjugate pairs, bilinear steps (S4, arXiv:2111.00396, §3).
 
-    The paper evaluates the kernel by its generating function, a Cauchy sum over the roots of unity. Here the step
-    matrix of each channel is formed and its powers laid on a sqrt(L) grid: the same numbers from matrix products of
-    (2N)² L^0 + N L work, with nothing of size N x L held. The state keeps real and imaginary parts, [B, H, 2N] real.
+    The paper evaluates the kernel by its generating function, a Cauchy sum over the roots of unity. The step is
+    diagonal plus rank one too, D + u v*, so that for rank 1 the kernel's power series is
+
+        k = e + x g f / (1 - x h),   e = C D^t B,  f = v* D^t B,  g = C D^t u,  h = v* D^t u:
+
+    four real sums over the modes and three products of series, with nothing of size N x L held. For higher ranks the
+    step matrix of each channel is formed and its powers laid on a sqrt(L) grid. The state keeps real and imaginary
+    parts, [B, H, 2N] real.
 
     Args:
         kernel_len: official S4 replaces C by C~ = C (I - A^L) for the length L of its first forward pass and stores
@@ -101,6 +109,29 @@ class DPLRSSM(DenseSSM):
 
     def own_parameters(self) -> list[nn.Parameter]:
         return [self.log_dt, self.a_real, self.a_imag, self.b, self.p]
+
+    def kernel(self, length: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        if len(self.p) > 1:
+            return super().kernel(length, dtype)
+        exact = exact_dtype(self.log_dt.device)
+        dt = self.log_dt.to(exact).exp()[:, None]
+        a = torch.complex(-self.a_real.to(exact).exp(), self.a_imag.to(exact))
+        b, p, c = (torch.view_as_complex(v.to(exact).contiguous()) for v in (self.b, self.p[0], self.c))
+        if self.kernel_len:
+            out = self.matrices()[2]
+            c = torch.complex(out[..., : a.shape[1]], -out[..., a.shape[1] :]) / 2
+        half = 1 / (1 - a * dt / 2)  # [H, N]
+        low = p.conj() * half
+        gain = 1 / (2 / dt + 2 * (low * p).real.sum(-1, keepdim=True))
+        entering = dt * half * (b - p * gain * 2 * (low * b).real.sum(-1, keepdim=True))  # B of the step
+        back = -2 * gain * half * p  # u
+        coefficients = torch.cat([c * entering, c * back, (low * entering)[None], (low * back)[None]])
+        sums = diag_sequence((2 * half - 1).log(), coefficients.to(complex_of(dtype)), length)
+        count = len(c)
+        direct, leaving, driven, loop = sums[:count], sums[count : 2 * count], sums[-2], sums[-1]
+        inner = long_conv(driven[None], feedback(loop))
+        turns = torch.cat([long_conv(inner, row) for row in leaving])
+        return direct + F.pad(turns[..., :-1], (1, 0))
 
     def matrices(self) -> tuple[Tensor, Tensor, Tensor]:
         exact = exact_dtype(self.log_dt.device)

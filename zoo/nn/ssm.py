@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from zoo.nn.longconv import long_conv
 from zoo.nn.rows import right_align
@@ -57,9 +58,25 @@ def remembered(module: nn.Module, key: object, build: Callable[[], T]) -> T:
     return memo[1]
 
 
-def _grid(length: int) -> tuple[int, int]:
-    inner = 1 << max(0, math.ceil(math.log2(max(length, 1)) / 2))
+def _grid(length: int, rows: int = 1) -> tuple[int, int]:
+    """(outer, inner) with outer · inner >= length; *rows* sequences share the inner powers and not the outer ones."""
+    inner = 1 << max(0, math.ceil(math.log2(max(length * rows, 1)) / 2))
+    inner = min(inner, 1 << max(0, (length - 1).bit_length()))
     return -(-length // inner), inner
+
+
+def _powers(log_a: Tensor, count: int, stride: int, dtype: torch.dtype) -> Tensor:
+    """exp(log_a stride t) for t < count on a new last axis, in the complex *dtype*; [.., N] -> [.., N, count].
+
+    Two short lists of exponentials in full precision, and their outer product.
+    """
+    few = 1 << max(0, math.ceil(math.log2(max(count, 1)) / 2))
+    steps = torch.arange(few, device=log_a.device)
+    near = torch.exp(log_a[..., None] * (steps[:count] * stride)).to(dtype)
+    if count <= few:
+        return near
+    far = torch.exp(log_a[..., None] * (torch.arange(-(-count // few), device=log_a.device) * (stride * few)))
+    return (far.to(dtype)[..., None] * near[..., None, :]).flatten(-2)[..., :count]
 
 
 def diag_sequence(log_a: Tensor, coef: Tensor, length: int) -> Tensor:
@@ -72,15 +89,47 @@ def diag_sequence(log_a: Tensor, coef: Tensor, length: int) -> Tensor:
     Returns:
         [..., D, length] real.
     """
-    outer, inner = _grid(length)
-    real = coef.real.dtype
-    steps = torch.arange(inner, device=log_a.device)
-    fine = torch.exp(log_a[..., None] * steps).to(coef.dtype)  # [D, N, T]
-    steps = torch.arange(outer, device=log_a.device) * inner
-    coarse = coef[..., None] * torch.exp(log_a[..., None] * steps).to(coef.dtype)  # [..., D, N, I]
-    left = torch.cat([coarse.real, -coarse.imag], dim=-2).transpose(-1, -2)  # [..., D, I, 2N]
-    right = torch.cat([fine.real, fine.imag], dim=-2)  # [D, 2N, T]
-    return (2 * left @ right).flatten(-2)[..., :length].to(real)
+    lead = coef.shape[:-2]
+    y = _DiagSequence.apply(log_a, coef.reshape(-1, *coef.shape[-2:]), length)
+    return y.reshape(*lead, *y.shape[1:])
+
+
+class _DiagSequence(torch.autograd.Function):
+    """`diag_sequence` for coef [K, D, N] as one real matrix product, and two more for its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, log_a: Tensor, coef: Tensor, length: int) -> Tensor:
+        many, channels, modes = coef.shape
+        outer, inner = _grid(length, many)
+        fine = _powers(log_a, inner, 1, coef.dtype)  # [D, N, T]
+        turns = _powers(log_a, outer, inner, coef.dtype)  # [D, N, I]
+        coarse = coef.permute(1, 0, 2)[:, :, None] * turns.transpose(1, 2)[:, None]  # [D, K, I, N]
+        left = torch.view_as_real(coarse).flatten(-2).flatten(1, 2)  # [D, K I, 2N]: real and imaginary in turn
+        right = torch.view_as_real(fine.conj().resolve_conj().transpose(1, 2).contiguous()).flatten(-2)  # [D, T, 2N]
+        ctx.sizes = (length, outer, inner)
+        ctx.save_for_backward(log_a, coef, turns, left, right)
+        y = torch.bmm(left, right.transpose(1, 2)).mul_(2)  # [D, K I, T]
+        return y.view(channels, many, -1).transpose(0, 1)[..., :length]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        log_a, coef, turns, left, right = ctx.saved_tensors
+        many, channels, modes = coef.shape
+        length, outer, inner = ctx.sizes
+        g = nn.functional.pad(g.transpose(0, 1), (0, outer * inner - length)).reshape(channels, many * outer, inner)
+        with torch.autocast(g.device.type, enabled=False):
+            dleft = torch.view_as_complex(torch.bmm(g, right).mul_(2).unflatten(-1, (modes, 2)))  # [D, K I, N]
+            dright = torch.view_as_complex(torch.bmm(g.transpose(1, 2), left).mul_(2).unflatten(-1, (modes, 2)))
+        steps = torch.arange(inner, device=g.device, dtype=g.dtype)
+        along = torch.view_as_complex(right.unflatten(-1, (modes, 2)))  # conj(fine)
+        dlog = (dright.conj() * along * steps[:, None]).sum(1)
+        dleft = dleft.unflatten(1, (many, outer))
+        dcoef = torch.einsum("dkin,dni->kdn", dleft, turns.conj())
+        coarse = torch.view_as_complex(left.unflatten(-1, (modes, 2))).unflatten(1, (many, outer))
+        steps = torch.arange(outer, device=g.device, dtype=g.dtype) * inner
+        dlog = dlog + (dleft * coarse.conj() * steps[:, None]).sum((1, 2))
+        return dlog.to(log_a.dtype), dcoef, None
 
 
 def diag_final(log_a: Tensor, u: Tensor, h: Tensor, count: Tensor | None) -> Tensor:
@@ -89,13 +138,11 @@ def diag_final(log_a: Tensor, u: Tensor, h: Tensor, count: Tensor | None) -> Ten
     outer, inner = _grid(length)
     u = nn.functional.pad(right_align(u, count), (outer * inner - length, 0))
     u = u.view(batch, channels, outer, inner).transpose(0, 1).reshape(channels, batch * outer, inner)
-    back = torch.arange(inner - 1, -1, -1, device=u.device)
-    fine = torch.exp(log_a[..., None] * back).to(h.dtype).transpose(1, 2)  # [D, T, N]
+    fine = _powers(log_a, inner, 1, h.dtype).flip(-1).transpose(1, 2)  # [D, T, N]
     part = u @ torch.cat([fine.real, fine.imag], dim=-1)  # [D, B·I, 2N]
     modes = h.shape[-1]
     ends = torch.complex(part[..., :modes], part[..., modes:]).view(channels, batch, outer, modes)
-    back = torch.arange(outer - 1, -1, -1, device=u.device) * inner
-    coarse = torch.exp(log_a[:, None, :] * back[:, None]).to(h.dtype)  # [D, I, N]
+    coarse = _powers(log_a, outer, inner, h.dtype).flip(-1).transpose(1, 2)  # [D, I, N]
     total = (ends * coarse[:, None]).sum(2).transpose(0, 1)  # [B, D, N]
     tokens = torch.full((batch,), length, device=u.device) if count is None else count
     return total + h * torch.exp(log_a * tokens[:, None, None]).to(h.dtype)

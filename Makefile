@@ -6,7 +6,7 @@ VENV   ?= .venv
 DEMO   ?= demo-run
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint cards clean
+.PHONY: demo test lint cards docs clean
 demo: $(VENV)/.installed
 	rm -rf $(DEMO)
 	$(BIN)/zoo quickstart --out $(DEMO)
@@ -22,6 +22,11 @@ lint: $(VENV)/.installed
 # write the cards of the catalogue's published models anew
 cards: $(VENV)/.installed
 	$(BIN)/python -m zoo.hub.card
+
+# the documentation as a site in build/site
+docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -17,7 +17,9 @@ from zoo.models.dnabert2 import DNABERT2, DNABERT2Config
 from zoo.models.generator import GENERator
 from zoo.tokenizers import build
 from zoo.tokenizers.bpe import train as train_bpe
-from zoo.train.variants import Contig, Site, VariantScorer, cut
+from zoo.train.haplotypes import Contig, Site, cut
+from zoo.train.masked_marginals import masked_spans
+from zoo.train.variants import VariantScorer
 
 
 @pytest.mark.parametrize("step", [1, 3])
@@ -92,7 +94,7 @@ def test_masked_tokens_of_a_byte_pair_vocabulary(tmp_path: Path) -> None:
             site = Site(contig, start, ref, (alt,))
             one, two = cut(site, site.alts, 80, 1, equal=False)
             ids = [tokenizer.encode(hap.text) for hap in (one, two)]
-            spans = scorer._spans(ids[0], one, ids[1], two, max(one.size, two.size), False)
+            spans = masked_spans(scorer.reader, ids[0], one, ids[1], two)
             (a, b), (c, d) = spans
             assert np.array_equal(ids[0][:a], ids[1][:c])
             assert np.array_equal(ids[0][b:], ids[1][d:])

@@ -18,7 +18,7 @@ from zoo.nn.layout import Layout
 from zoo.tokenizers.base import to_bytes
 from zoo.train.assemble import bases_of
 from zoo.train.evaluate import opened
-from zoo.train.predict import CHUNK, _batches
+from zoo.train.predict import CHUNK, batches
 
 POOLS = ("mean", "last", "first", "cls", "base")
 Named = tuple[str, str | bytes]
@@ -81,7 +81,7 @@ class Reader:
                 f"sequence '{names[worst]}' has {int(lengths[worst])} tokens but the model takes at most {self.limit}: "
                 "cut it into windows"
             )
-        yield from _batches(lengths, size, budget)
+        yield from batches(lengths, size, budget)
 
     def encode(self, texts: Sequence[bytes]) -> tuple[Tensor, Tensor]:
         """ids, valid [B, L]."""

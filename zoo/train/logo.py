@@ -93,7 +93,7 @@ def plot_mutagenesis(
         logo.spines[["top", "right", "bottom"]].set_visible(False)
         logo.set_xticks([])
         logo.tick_params(labelsize=7)
-        logo.yaxis.label.set_size(8)
+        logo.yaxis.label.set_fontsize(8)
         heat = figure.add_subplot(grid[2 * row + 1])
         image = heat.imshow(
             np.ma.masked_invalid(scores[part].T),
@@ -133,8 +133,8 @@ def _finish_heat(axes: Axes, reference: bytes, first: int, columns: int) -> None
     axes.tick_params(length=2, pad=1.5)
     axes.spines[:].set_visible(False)
     text = reference.decode("latin-1")
-    dots = [(i, LETTERS.index(letter)) for i, letter in enumerate(text) if letter in LETTERS]
-    axes.scatter(*zip(*dots, strict=True), s=5, color="#303030", linewidths=0) if dots else None
+    known = [i for i, letter in enumerate(text) if letter in LETTERS]
+    axes.scatter(known, [LETTERS.index(text[i]) for i in known], s=5, color="#303030", linewidths=0)
 
 
 def draw_logo(axes: Axes, heights: Heights) -> None:

@@ -14,8 +14,9 @@ from torch import Tensor
 from zoo.errors import ZooError, nearest
 from zoo.train.embed import Reader
 from zoo.train.evaluate import opened
+from zoo.train.haplotypes import Contig, Haplotype, Site, cut
 from zoo.train.predict import Predictor
-from zoo.train.variants import METHODS, Contig, Haplotype, Site, VariantScorer, cut
+from zoo.train.variants import METHODS, VariantScorer
 
 LETTERS = b"ACGT"
 LONGEST = 8192  # bases read around a position unless a window is asked for
@@ -157,7 +158,7 @@ class Mutagen:
         assert self.predictor is not None
         kind = self.predictor.kind
         scores = [
-            self._outputs(sites, scorer, flip) for flip in scorer.strands
+            self._outputs(name, sites, scorer, flip) for flip in scorer.strands
         ]  # [N, 4, outputs] each, reference first
         odds = torch.stack(scores).mean(0)
         target = self.target
@@ -174,7 +175,7 @@ class Mutagen:
         }
         return Mutagenesis(name, start, reference, changes, names[target])
 
-    def _outputs(self, sites: Sequence[Site], scorer: VariantScorer, flip: bool) -> Tensor:
+    def _outputs(self, name: str, sites: Sequence[Site], scorer: VariantScorer, flip: bool) -> Tensor:
         """[N, 4, outputs] log-odds of each class (values of a regression) of the reference and the three others."""
         assert self.predictor is not None
         rows: list[list[Haplotype]] = [cut(site, site.alts, scorer.window, scorer.step) for site in sites]
@@ -182,7 +183,7 @@ class Mutagen:
         places = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         distinct = list(places)
         found = torch.zeros(len(distinct), self.predictor.head.num_outputs, dtype=torch.float64)
-        for batch in self.reader.batches(distinct, distinct, self.size, scorer.tokens):
+        for batch in self.reader.batches([name] * len(distinct), distinct, self.size, scorer.tokens):
             logits = self.predictor.logits([distinct[i] for i in batch])[0]
             found[batch] = logits.double().cpu()
         if self.predictor.kind not in ("regression", "multilabel"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -107,7 +107,7 @@ class Predictor:
                 "cut it into windows"
             )
         out: list[list[Row]] = [[] for _ in chunk]
-        for batch in _batches(lengths, batch_size, batch_tokens):
+        for batch in batches(lengths, batch_size, batch_tokens):
             results = self._batch([chunk[i][0] for i in batch], [texts[i] for i in batch])
             for place, result in zip(batch, results, strict=True):
                 out[place] = result
@@ -157,7 +157,7 @@ def _likelihoods(artifact: Any, sequences: Any, batch_size: int, batch_tokens: i
         yield {"name": one.name, "tokens": len(one.tokens), "bases": bases, **scores}
 
 
-def _batches(lengths: np.ndarray, size: int, budget: int) -> Iterator[list[int]]:
+def batches(lengths: np.ndarray, size: int, budget: int) -> Iterator[list[int]]:
     """Places of sequences, longest first, cut so that a padded batch holds at most *size* rows of *budget* tokens."""
     batch: list[int] = []
     for place in np.argsort(-lengths, kind="stable"):
@@ -167,3 +167,8 @@ def _batches(lengths: np.ndarray, size: int, budget: int) -> Iterator[list[int]]
         batch.append(int(place))
     if batch:
         yield batch
+
+
+def by_length(rows: Sequence[np.ndarray], size: int, budget: int) -> Iterator[list[int]]:
+    """`batches` of rows of ids."""
+    yield from batches(np.array([len(row) for row in rows], np.int64), size, budget)

@@ -7,7 +7,7 @@ complements, or both (the mean).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -23,6 +23,9 @@ from zoo.nn.heads import pool
 from zoo.nn.layout import Layout
 from zoo.train.assemble import bases_of
 from zoo.train.embed import Reader
+from zoo.train.haplotypes import Haplotype, Site, cut
+from zoo.train.masked_marginals import marginals
+from zoo.train.predict import by_length
 
 Method = Literal["llr", "masked_marginal", "distance", "upstream"]
 METHODS: dict[str, str] = {
@@ -35,36 +38,6 @@ METHODS: dict[str, str] = {
 DIRECTION = {"llr": -1.0, "masked_marginal": -1.0, "distance": 1.0, "upstream": 1.0}
 DEFAULT_WINDOW, LONGEST_DEFAULT = 1024, 8192  # bases; GENERator's published scores read 8,192
 LOGITS = 2**26  # elements of one batch's logits; bounds memory for large vocabularies
-
-
-@dataclass(frozen=True)
-class Contig:
-    """A sequence that variants lie on.
-
-    Attributes:
-        name, length: of the sequence.
-        read: upper-case bases [start, end), clipped to the sequence.
-    """
-
-    name: str
-    length: int
-    read: Callable[[int, int], bytes]
-
-    @classmethod
-    def of(cls, name: str, text: bytes) -> Contig:
-        """A sequence in memory."""
-        upper = text.upper()
-        return cls(name, len(upper), lambda start, end: upper[max(start, 0) : max(end, 0)])
-
-
-@dataclass(frozen=True)
-class Site:
-    """Alleles at one place: *ref* begins at 0-based *start* of the contig."""
-
-    contig: Contig
-    start: int
-    ref: bytes
-    alts: tuple[bytes, ...]
 
 
 @dataclass(frozen=True)
@@ -81,45 +54,6 @@ class Effect:
     ref: float | None = None
     alt: float | None = None
     note: str = ""
-
-
-@dataclass(frozen=True)
-class Haplotype:
-    """A window: its bases, and where the allele's *size* bases begin in it."""
-
-    text: bytes
-    at: int
-    size: int
-
-    def flipped(self) -> Haplotype:
-        """The window on the other strand."""
-        return Haplotype(reverse_complement(self.text), len(self.text) - self.at - self.size, self.size)
-
-
-def cut(site: Site, alts: Sequence[bytes], length: int, step: int = 1, equal: bool = True) -> list[Haplotype]:
-    """Windows of the reference allele and of *alts*, at most *length* bases, each a multiple of *step* long.
-
-    The longest allele stands in the middle, or as near to it as the ends of the contig allow. With *equal* every window
-    is as long as that of the longest allele (shorter alleles get more bases behind them, at the end of the contig more
-    before them), so that sums over bases compare like with like; otherwise all have the same surroundings.
-    """
-    alleles = [site.ref, *alts]
-    most = max(map(len, alleles))
-    end = site.start + len(site.ref)
-    before, after = site.start, site.contig.length - end
-    left = min((length - most) // 2, before)
-    right = min(length - most - left, after)
-    left = min(length - most - right, before)
-    found = []
-    for allele in alleles:
-        missing = most - len(allele) if equal else 0
-        behind = min(right + missing, after)
-        ahead = min(left + right + missing - behind, before)
-        over = (ahead + len(allele) + behind) % step
-        behind, ahead = (behind - over, ahead) if behind >= over else (behind, max(ahead - over, 0))
-        text = site.contig.read(site.start - ahead, site.start) + allele + site.contig.read(end, end + behind)
-        found.append(Haplotype(text, ahead, len(allele)))
-    return found
 
 
 class VariantScorer:
@@ -226,7 +160,7 @@ class VariantScorer:
         rows = self._windows(sites, flip, equal=True)
         texts = list({one.text for row in rows for one in row})
         totals: dict[bytes, float] = {}
-        for batch in self.reader.batches(texts, texts, self.size, self.tokens):
+        for batch in self.reader.batches([""] * len(texts), texts, self.size, self.tokens):
             ids, valid = self.reader.encode([texts[i] for i in batch])
             values = self.reader.likelihoods(ids, valid).double()
             counted = self._bases[ids] > 0
@@ -239,50 +173,15 @@ class VariantScorer:
         return torch.tensor(bases_of(self.reader.tokenizer), device=self.reader.device)
 
     def _marginals(self, sites: Sequence[Site], flip: bool) -> list[list[Effect]]:
-        """Masked at once: all tokens that touch as many bases as the longer allele has, and that re-tokenising changed.
-
-        For single bases and letter tokens that is the one position, whose input is the same for all alleles.
-        """
-        queries = _Queries(self.reader)
-        pairs: list[list[tuple[int, int]]] = []
-        for row in self._windows(sites, flip, equal=False):
-            encoded = [(self.reader.tokenizer.encode(one.text, self.reader.add_special), one) for one in row]
-            found = []
-            for ids, alt in encoded[1:]:
-                most = max(alt.size, row[0].size)
-                spans = self._spans(encoded[0][0], row[0], ids, alt, most, flip)
-                found.append((queries.add(encoded[0][0], spans[0]), queries.add(ids, spans[1])))
-            pairs.append(found)
-        values = queries.answer(self.size, self.tokens)
-        return [[_ratio(values[a], values[b]) for a, b in row] for row in pairs]
-
-    def _spans(
-        self, ref: NDArray[np.int64], one: Haplotype, alt: NDArray[np.int64], two: Haplotype, most: int, flip: bool
-    ) -> list[tuple[int, int]]:
-        """Token ranges of both windows that are masked."""
-        out = []
-        for hap in (one, two):
-            low = max(hap.at + hap.size - most, 0) if flip else hap.at
-            high = hap.at + hap.size if flip else hap.at + most
-            spans = self.reader.spans(hap.text)
-            touched = np.flatnonzero((spans[:, 1] > low) & (spans[:, 0] < high))
-            out.append((int(touched[0]), int(touched[-1]) + 1))
-        if self.step > 1:
-            return out  # an indel shifts the frame of all k-mers behind it, which must not all be masked
-        shortest = min(len(ref), len(alt))
-        same = ref[:shortest] == alt[:shortest]
-        first = shortest if same.all() else int(same.argmin())
-        same = ref[::-1][:shortest] == alt[::-1][:shortest]
-        last = shortest if same.all() else int(same.argmin())
-        start = min(first, out[0][0], out[1][0])
-        behind = min(last, len(ref) - out[0][1], len(alt) - out[1][1])
-        return [(start, max(len(ids) - behind, start)) for ids in (ref, alt)]
+        rows = self._windows(sites, flip, equal=False)
+        found = marginals(self.reader, rows, self.step, flip, self.size, self.tokens)
+        return [[_ratio(ref, alt) for ref, alt in row] for row in found]
 
     def _distances(self, sites: Sequence[Site], flip: bool) -> list[list[Effect]]:
         rows = self._windows(sites, flip, equal=False)
         texts = list({one.text for row in rows for one in row})
         vectors: dict[bytes, NDArray[np.float64]] = {}
-        for batch in self.reader.batches(texts, texts, self.size, self.tokens):
+        for batch in self.reader.batches([""] * len(texts), texts, self.size, self.tokens):
             ids, valid = self.reader.encode([texts[i] for i in batch])
             means = pool(self.reader.hidden(ids, valid).double(), valid, "mean").cpu().numpy()  # [B, D]
             vectors |= {texts[place]: mean for place, mean in zip(batch, means, strict=True)}
@@ -299,8 +198,8 @@ class VariantScorer:
         ]
         known = [i for i, row in enumerate(rows) if len(row)]
         first = _first_bases(tokenizer, int(self.reader.model.embed.weight.shape[0])).to(self.reader.device)
-        law = {}
-        for batch in _by_length([rows[i] for i in known], self.size, self.tokens):
+        law: dict[int, dict[int, float]] = {}
+        for batch in by_length([rows[i] for i in known], self.size, self.tokens):
             ids, valid = self.reader.pad([rows[known[i]] for i in batch], "left")
             hidden, _ = self.reader.model.forward_features(ids, Layout(self.reader.model.layout_kind, valid=valid))
             p = self.reader.model.forward_head(hidden[:, -1:])[:, 0].float().softmax(-1) @ first  # [B, 4]
@@ -328,55 +227,6 @@ class VariantScorer:
             text = site.contig.read(site.start - self.window, site.start)
         text = text.lstrip(b"N")
         return text[len(text) % self.step :]
-
-
-class _Queries:
-    """Masked inputs, each once, and the tokens whose likelihood is asked at their masked positions."""
-
-    def __init__(self, reader: Reader) -> None:
-        self.reader = reader
-        self.mask = reader.tokenizer.special.get("mask", 0)
-        self.inputs: dict[tuple[bytes, int, int], int] = {}
-        self.asked: list[tuple[int, NDArray[np.int64]]] = []
-        self.rows: list[tuple[NDArray[np.int64], int, int]] = []
-
-    def add(self, ids: NDArray[np.int64], span: tuple[int, int]) -> int:
-        """Ask for ids[span]; returns the number of the question."""
-        low, high = span
-        masked = ids.copy()
-        masked[low:high] = self.mask
-        key = (masked.tobytes(), low, high)
-        if key not in self.inputs:
-            self.inputs[key] = len(self.rows)
-            self.rows.append((masked, low, high))
-        self.asked.append((self.inputs[key], ids[low:high]))
-        return len(self.asked) - 1
-
-    @torch.inference_mode()
-    def answer(self, size: int, budget: int) -> list[float]:
-        """Summed log-likelihood of each question."""
-        laws: list[Tensor | None] = [None] * len(self.rows)
-        model = self.reader.model
-        for batch in _by_length([row for row, _, _ in self.rows], size, budget):
-            ids, valid = self.reader.pad([self.rows[i][0] for i in batch], None)
-            hidden, _ = model.forward_features(ids, Layout(model.layout_kind, valid=valid))
-            first = valid.int().argmax(1).tolist()
-            for row, (place, lead) in enumerate(zip(batch, first, strict=True)):
-                _, low, high = self.rows[place]
-                states = hidden[row, lead + low : lead + high]  # the head sees masked positions alone
-                laws[place] = model.forward_head(states[None])[0].float().log_softmax(-1).cpu()
-        out = []
-        for place, target in self.asked:
-            law = laws[place]
-            assert law is not None
-            out.append(float(law.double().gather(-1, torch.from_numpy(target)[:, None]).sum()))
-        return out
-
-
-def _by_length(rows: Sequence[NDArray[np.int64]], size: int, budget: int) -> Iterator[list[int]]:
-    from zoo.train.predict import _batches
-
-    yield from _batches(np.array([len(row) for row in rows]), size, budget)
 
 
 def _first_bases(tokenizer: Any, rows: int) -> Tensor:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from zoo.datamodules.fasta import Genome
 from zoo.datamodules.vcf import Variant, check_variant, reason
 from zoo.errors import ZooError
-from zoo.train.variants import Contig, Effect, Site, VariantScorer
+from zoo.train.haplotypes import Contig, Site
+from zoo.train.variants import Effect, VariantScorer
 
 LabelOf = Callable[[Variant, str], int | None]
 CHUNK = 1024  # records scored together

@@ -38,7 +38,7 @@ def write_npz(target: Path, found: Vectors, per_base: bool) -> None:
     """
     pairs = list(found)
     names, vectors = [name for name, _ in pairs], [vector for _, vector in pairs]
-    arrays = {"names": np.array(names)}
+    arrays: dict[str, Any] = {"names": np.array(names)}
     if per_base:
         arrays |= {"embeddings": np.concatenate(vectors), "lengths": np.array([len(v) for v in vectors])}
     else:

@@ -128,12 +128,18 @@ class LongVQ(RowMixer):
         keyed = torch.cat([k, F.silu(self.v_proj(x)).to(k.dtype)], dim=-1)
         with torch.autocast(x.device.type, enabled=False):
             old = self._begin(x.shape[0], x.device, work) if state is None else state
-            rows, total, place = join(keyed.to(work), count, old.held, old.seen % cfg.block)
-            queries = torch.zeros_like(rows[..., : self.keys])
-            index = place.clamp_max(rows.shape[1] - 1)[..., None].expand(-1, -1, self.keys)
-            queries = queries.scatter(1, index, q.to(work))
-            y, sums, last, loss = self._blocks(queries, rows, total, old)
-            y = y.gather(1, place[..., None].expand(-1, -1, self.d_model)).to(x.dtype)
+            if state is None:
+                total = old.seen + x.shape[1] if count is None else count
+                rows = keyed.to(work)
+                y, sums, last, loss = self._blocks(q.to(work), rows, total, old)
+                y = y[:, : x.shape[1]].to(x.dtype)
+            else:
+                rows, total, place = join(keyed.to(work), count, old.held, old.seen % cfg.block)
+                queries = torch.zeros_like(rows[..., : self.keys])
+                index = place.clamp_max(rows.shape[1] - 1)[..., None].expand(-1, -1, self.keys)
+                queries = queries.scatter(1, index, q.to(work))
+                y, sums, last, loss = self._blocks(queries, rows, total, old)
+                y = y.gather(1, place[..., None].expand(-1, -1, self.d_model)).to(x.dtype)
         y = self.out_proj(y * self.gate(m).sigmoid())
         if self.training and torch.is_grad_enabled() and cfg.commitment:
             y = _Attach.apply(y, cfg.commitment * loss)

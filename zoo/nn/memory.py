@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from zoo.config import config
@@ -98,10 +100,25 @@ def memory_gradient(k: Tensor, v: Tensor, rate: Tensor, weights: Weights) -> Wei
     for i in reversed(range(len(inputs))):
         matrices.append(inputs[i].transpose(-1, -2) @ delta)
         if i:
-            z = before[i]
-            slope = 0.5 * (1 + torch.erf(z * 0.5**0.5)) + z * torch.exp(-0.5 * z.square()) * (2 * torch.pi) ** -0.5
-            delta = (delta @ weights[i + 1].transpose(-1, -2)) * slope
+            delta = _GeluSlope.apply(delta @ weights[i + 1].transpose(-1, -2), before[i])
     return grads + matrices[::-1]
+
+
+class _GeluSlope(torch.autograd.Function):
+    """delta · gelu'(z). Training differentiates it: gelu''(z) = (2 - z²) exp(-z²/2) / sqrt(2 π)."""
+
+    @staticmethod
+    def forward(ctx: Any, delta: Tensor, z: Tensor) -> Tensor:
+        ctx.save_for_backward(delta, z)
+        return torch.ops.aten.gelu_backward(delta, z)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+        delta, z = ctx.saved_tensors
+        square = z * z
+        dz = (2 - square).mul_(square.mul_(-0.5).exp_()).mul_(delta).mul_(g).mul_((2 * torch.pi) ** -0.5)
+        return torch.ops.aten.gelu_backward(g, z), dz
 
 
 class NeuralMemory(RowMixer):
@@ -148,18 +165,21 @@ class NeuralMemory(RowMixer):
         self.info = MixerInfo(layouts=frozenset({"causal"}), step="constant", packing=True, split="heads")
 
     def mix(self, x: Tensor, count: Tensor | None, state: MemoryState | None) -> tuple[Tensor, MemoryState | None]:
-        begun = self.begin(x.shape[0], x.device, work_dtype(x)) if state is None else state
-        joined, total, place = join(x, count, begun.held, begun.seen % self.config.chunk)
-        y, weights, momentum, base = self.run(joined, total, begun)
-        y = y.gather(1, place[..., None].expand_as(x)).to(x.dtype)
         if state is None:
-            return y, None
+            begun = self.begin(x.shape[0], x.device, work_dtype(x))
+            total = begun.seen + x.shape[1] if count is None else count
+            return self.run(x, total, begun, count is None)[0].to(x.dtype), None
+        joined, total, place = join(x, count, state.held, state.seen % self.config.chunk)
+        y, weights, momentum, base = self.run(joined, total, state)
+        y = y.gather(1, place[..., None].expand_as(x)).to(x.dtype)
         held = rest(joined, total, self.config.chunk).to(state.held.dtype)
         seen = state.seen + (x.shape[1] if count is None else count)
         return y, MemoryState(weights, momentum, base, held, seen)
 
-    def run(self, x: Tensor, total: Tensor, state: MemoryState) -> tuple[Tensor, Weights, list[Weights], Weights]:
-        """Rows x [B, L, D], beginning at a chunk's border, of which `total` [B] places are real."""
+    def run(
+        self, x: Tensor, total: Tensor, state: MemoryState, alike: bool = False
+    ) -> tuple[Tensor, Weights, list[Weights], Weights]:
+        """Rows x [B, L, D], beginning at a chunk's border, of which `total` [B] places are real (all, if *alike*)."""
         chunk, length = self.config.chunk, x.shape[1]
         chunks = -(-length // chunk)
         x = F.pad(x, (0, 0, 0, chunks * chunk - length))
@@ -171,7 +191,8 @@ class NeuralMemory(RowMixer):
             stop = min(start + span, chunks)
             part = x[:, start * chunk : stop * chunk]
             whole = torch.arange(start + 1, stop + 1, device=x.device) <= (total // chunk)[:, None]  # [B, n]
-            inputs = (part, whole, weights, momentum, base)
+            full = alike and stop * chunk <= length  # known without looking
+            inputs = (part, None if full else whole, weights, momentum, base)
             if torch.is_grad_enabled() and chunks > span:
                 y, weights, momentum = checkpoint(self._span, *inputs, use_reentrant=False)
             else:
@@ -183,9 +204,9 @@ class NeuralMemory(RowMixer):
         return torch.cat(parts, 1)[:, :length], weights, momentum, base
 
     def _span(
-        self, x: Tensor, whole: Tensor, weights: Weights, momentum: list[Weights], base: Weights
+        self, x: Tensor, whole: Tensor | None, weights: Weights, momentum: list[Weights], base: Weights
     ) -> tuple[Tensor, Weights, list[Weights]]:
-        """Whole chunks x [B, n·C, D]; those not `whole` [B, n] leave the weights as they are."""
+        """Whole chunks x [B, n·C, D]; those not `whole` [B, n] (None: all are) leave the weights as they are."""
         chunk, heads = self.config.chunk, self.config.heads
         n = x.shape[1] // chunk
         with torch.autocast(x.device.type, enabled=False):
@@ -200,23 +221,28 @@ class NeuralMemory(RowMixer):
             keep = 1 - self._linear(pooled, self.decay).sigmoid()  # [B, n, H]
             eta = self._linear(pooled, self.momentum).sigmoid().unflatten(-1, (heads, -1))  # [B, n, H, orders]
             at = [w[:, :, None] for w in base] if base else [w.to(x.dtype)[None, :, None] for w in self.memory]
-            surprise = [-g for g in memory_gradient(k, v, rate, at)]  # each [B, H, n, ...]
-            states = [weights]
+            # all weights of a memory side by side: a chunk's update is a few operations
+            slope = torch.cat([g.flatten(3) for g in memory_gradient(k, v, rate, at)], -1)  # [B, H, n, P]
+            now = torch.cat([w.flatten(2) for w in weights], -1)
+            moving = [torch.cat([m.flatten(2) for m in one], -1) for one in momentum]
+            states = [now]
             for i in range(n):
-                step = [s[:, :, i] for s in surprise]
-                fresh = []
-                for order, old in enumerate(momentum):
-                    step = [_like(eta[:, i, :, order], m) * m + s for m, s in zip(old, step, strict=True)]
+                step, fresh, real = -slope[:, :, i], [], None if whole is None else whole[:, i, None, None]
+                for order, old in enumerate(moving):
+                    step = torch.addcmul(step, eta[:, i, :, order, None], old)
                     fresh.append(step)
-                new = [_like(keep[:, i], w) * w + s for w, s in zip(weights, step, strict=True)]
-                weights = [torch.where(_like(whole[:, i], a), a, b) for a, b in zip(new, weights, strict=True)]
-                momentum = [
-                    [torch.where(_like(whole[:, i], a), a, b) for a, b in zip(one, old, strict=True)]
-                    for one, old in zip(fresh, momentum, strict=True)
-                ]
-                states.append(weights)
-            y = self.read(x, [torch.stack(parts, 2) for parts in zip(*states, strict=True)])
-        return y, weights, momentum
+                new = torch.addcmul(step, keep[:, i, :, None], now)
+                now = new if real is None else torch.where(real, new, now)
+                moving = fresh if real is None else [torch.where(real, *p) for p in zip(fresh, moving, strict=True)]
+                states.append(now)
+            y = self.read(x, self._apart(torch.stack(states, 2), weights))
+        return y, self._apart(now, weights), [self._apart(one, weights) for one in moving]
+
+    @staticmethod
+    def _apart(flat: Tensor, like: Weights) -> Weights:
+        """[B, H, ..., P] -> one view [B, H, ..., *] for each weight [B, H, *] of *like*."""
+        parts = flat.split([w[0, 0].numel() for w in like], dim=-1)
+        return [part.unflatten(-1, w.shape[2:]) for part, w in zip(parts, like, strict=True)]
 
     def read(self, x: Tensor, weights: Weights) -> Tensor:
         """Retrieve for x [B, n·C, D] from weights [B, H, n + 1, ...]: the last token of a chunk reads the next ones."""

@@ -99,7 +99,7 @@ class _DiagSequence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, log_a: Tensor, coef: Tensor, length: int) -> Tensor:
-        many, channels, modes = coef.shape
+        many, channels, _ = coef.shape
         outer, inner = _grid(length, many)
         fine = _powers(log_a, inner, 1, coef.dtype)  # [D, N, T]
         turns = _powers(log_a, outer, inner, coef.dtype)  # [D, N, I]

@@ -6,7 +6,6 @@ Yu et al. 2024 (arXiv 2406.07550) section 3; Kim et al. 2025 (TA-TiTok, arXiv 25
 from __future__ import annotations
 
 from dataclasses import field, replace
-from functools import partial
 from typing import Literal
 
 import torch
@@ -18,6 +17,7 @@ from zoo.errors import ZooError
 from zoo.models.maskgit_vqgan import MaskGITVQGAN
 from zoo.models.visual import Reconstruction, VisualModel, trunc_normal_init
 from zoo.nn.conv2d import ConvDecoder, ConvStackConfig
+from zoo.nn.fsq import FSQ, FSQConfig
 from zoo.nn.preprocess import PreprocessConfig, denormalize, normalize
 from zoo.nn.vae_bottleneck import DiagonalGaussian
 from zoo.nn.vit import ViT, ViTConfig
@@ -32,16 +32,18 @@ class TiTokConfig:
         encoder: blocks of the encoder; decoder: of the decoder.
         encoder_patch: side of the encoder's patches in pixels; decoder_patch: of the decoder's.
         latents: K, the number of tokens.
-        bottleneck: `vq` or `vae` (continuous latents of the quantizer's `dim` channels).
-        quantizer: codebook.
+        bottleneck: `vq`; `vae` (continuous latents of the quantizer's `dim` channels); or `fsq`, which has no codebook
+            that could collapse and suits small data.
+        quantizer: codebook of `vq`; fsq: levels of `fsq`.
         kl_weight: of the VAE's KL divergence, summed over a picture.
         target: `pixels` (one-stage), or `proxy` (stage 1: logits of `proxy_codes` MaskGIT-VQGAN codes a patch).
         proxy_codes: size of that codebook.
         pixel_decoder: stage 2: the decoder that turns the softmax mixture of proxy codes into pixels.
         legacy_reshape: read the latents [K, W] as [W, K] in memory order before the last projection, as the released
             L-32, B-64 and S-128 weights need.
-        init_std: of the transformers' weights at the start. The published 0.02 suits widths of 512 and more; a narrow
-            model whose attention is to find its patches soon needs about width^-0.5.
+        init: of the weights. `published` (standard deviation 0.02, tokens width^-0.5) is for widths of 512 and more. In a
+            narrow model it drowns positions in content and lets the first steps, which learn the mean picture, push the
+            latents into one corner of the codebook; `scaled` does neither.
         text_length: caption tokens that the decoder sees (TA-TiTok), 0 for none; text_width is theirs.
         preprocess: of pictures.
     """
@@ -51,14 +53,15 @@ class TiTokConfig:
     encoder_patch: int = 16
     decoder_patch: int = 16
     latents: int = 128
-    bottleneck: Literal["vq", "vae"] = "vq"
+    bottleneck: Literal["vq", "vae", "fsq"] = "vq"
     quantizer: VectorQuantizerConfig = field(default_factory=lambda: VectorQuantizerConfig(size=8192, dim=64))
+    fsq: FSQConfig | None = None
     kl_weight: float = 1e-6
     target: Literal["pixels", "proxy"] = "pixels"
     proxy_codes: int = 1024
     pixel_decoder: ConvStackConfig | None = None
     legacy_reshape: bool = False
-    init_std: float = 0.02
+    init: Literal["published", "scaled"] = "published"
     text_length: int = 0
     text_width: int = 768
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
@@ -69,6 +72,13 @@ class TiTokConfig:
                 raise ValueError(f"pictures of {self.preprocess.size} pixels do not divide into patches of {patch}")
         if self.pixel_decoder is not None and self.target != "proxy":
             raise ValueError("a pixel_decoder reads proxy codes: set target to 'proxy' or leave it out")
+        if (self.fsq is not None) != (self.bottleneck == "fsq"):
+            raise ValueError("a bottleneck of kind 'fsq' needs the levels of 'fsq', and no other kind takes them")
+
+    @property
+    def code_width(self) -> int:
+        """Numbers a token carries."""
+        return len(self.fsq.levels) if self.fsq is not None else self.quantizer.dim
 
 
 def _tokens(count: int, width: int) -> nn.Parameter:
@@ -111,7 +121,7 @@ class TiTokDecoder(nn.Module):
         super().__init__()
         width, patch = config.decoder.width, config.decoder_patch
         self.grid, self.patch = config.preprocess.size // patch, patch
-        self.latent_embed = nn.Linear(config.quantizer.dim, width)
+        self.latent_embed = nn.Linear(config.code_width, width)
         self.cls_token = _tokens(1, width)
         self.mask_token = _tokens(1, width)
         self.pos_embed = _tokens(self.grid**2 + 1, width)
@@ -165,17 +175,34 @@ class TiTok(VisualModel):
         super().__init__()
         self.config = config
         vae = config.bottleneck == "vae"
-        self.encoder = TiTokEncoder(config, 2 * config.quantizer.dim if vae else config.quantizer.dim)
+        self.encoder = TiTokEncoder(config, (1 + vae) * config.code_width)
         self.decoder = TiTokDecoder(config)
-        self.apply(partial(trunc_normal_init, std=config.init_std))
-        self.quantizer = None if vae else VectorQuantizer(config.quantizer)
+        self.apply(trunc_normal_init)
+        if config.init == "scaled":
+            self._scaled_init()
+        self.quantizer: VectorQuantizer | FSQ | None = None
+        if not vae:
+            self.quantizer = FSQ(config.fsq) if config.fsq is not None else VectorQuantizer(config.quantizer)
         self.pixel_codebook: nn.Embedding | None = None
         self.pixel_decoder: ConvDecoder | None = None
         if config.pixel_decoder is not None:
             self.pixel_codebook = nn.Embedding(config.proxy_codes, config.pixel_decoder.z_channels)
             self.pixel_decoder = ConvDecoder(config.pixel_decoder)
-        self.vocab_size = None if vae else config.quantizer.size
+        self.vocab_size = None if self.quantizer is None else self.quantizer.vocab_size
         self.num_tokens = config.latents
+
+    def _scaled_init(self) -> None:
+        """Weights by their fan-in, tokens and positions as large as the content, latents near 0, the mean picture out."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+        for part in (self.encoder, self.decoder):
+            for parameter in part.parameters(recurse=False):
+                nn.init.normal_(parameter)
+        with torch.no_grad():
+            self.encoder.proj_out.weight.mul_(0.3)
+        if isinstance(self.decoder.head, nn.Linear):
+            nn.init.zeros_(self.decoder.head.weight)
 
     def forward(self, pixels: Tensor, text: Tensor | None = None) -> Reconstruction:
         """Training form: pixels (and caption states [B, T, E]) -> reconstruction (or proxy logits in stage 1).
@@ -237,6 +264,8 @@ class TiTok(VisualModel):
         if self.quantizer is None:
             raise self.continuous()
         z = self.encoder(normalize(pixels, self.config.preprocess)).float()
+        if isinstance(self.quantizer, FSQ):
+            return self.quantizer(z).ids
         weight = self.quantizer.embedding.weight.float()
         if self.config.quantizer.l2_norm:
             z, weight = F.normalize(z, dim=-1), F.normalize(weight, dim=-1)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.cli import evaluate_images
 from zoo.cli.common import Parser, print_json, table
 from zoo.errors import ConfigError, ZooError, nearest
 
@@ -24,6 +25,7 @@ def parser() -> Parser:
             "zoo eval runs/hyenadna_uci_splice/artifact --data uci_splice --split val --json",
             "zoo eval hyenadna-tiny-1k --data chr20 batch_size=4",
             "zoo eval user/model@v1 --data my_data.yaml",
+            "zoo eval runs/flextok_emoji64/artifact --data emoji64 --tokens 4 --steps 1 --guidance 1",
         ],
     )
     command.add_argument("ref", metavar="REF", help="artifact folder, model of the catalogue, or Hub id")
@@ -31,6 +33,7 @@ def parser() -> Parser:
     command.add_argument("--data", metavar="NAME", required=True, help="data set of the catalogue, or a YAML file")
     command.add_argument("--split", default="test", metavar="SPLIT", help="train, val or test (default: test)")
     command.add_argument("--json", action="store_true", help="for machines")
+    evaluate_images.add_options(command)
     return command
 
 
@@ -44,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
     from zoo.hub import artifact
 
     found = artifact.load(args.ref)
+    if evaluate_images.wanted(found):
+        return evaluate_images.run(found, section, args)
     metrics = evaluate(found, section, args.split)
     if args.json:
         print_json({"ref": args.ref, "data": section.get("id") or args.data, "split": args.split, "metrics": metrics})

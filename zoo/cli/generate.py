@@ -1,4 +1,4 @@
-"""`zoo generate`: sequences from a language model."""
+"""`zoo generate`: sequences from a language model, pictures from a generator of image tokens."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.cli import generate_images
 from zoo.cli.common import Parser, existing_file
 from zoo.cli.sequences import add_batch, check
 from zoo.errors import ZooError
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     from zoo.hub.artifact import Artifact
 
 # families whose tokens are not letters: family -> "module:function" of (artifact, arguments) -> exit status
-FAMILIES: dict[str, str] = {}
+FAMILIES: dict[str, str] = {
+    "maskgit": "zoo.cli.generate_images:run",
+    "rar": "zoo.cli.generate_images:run",
+}
 WIDTH = 80  # letters a line
 
 
@@ -32,6 +36,7 @@ def parser() -> Parser:
             "zoo generate runs/ecoli/artifact --prompt ATGACCATGATT --bases 300 --stream",
             "zoo generate hyenadna-tiny-1k --fasta prompts.fa --num 5 --top-k 3 --seed 7 -o samples.fa",
             "zoo generate generator-eukaryote-1.2b --prompt ATGGCC --temperature 0.8 --top-p 0.9 --with-prompt",
+            "zoo generate runs/maskgit_clothing64/artifact --classes hat,shoes --num 8 -o samples.png",
         ],
     )
     command.add_argument("ref", metavar="REF", help="artifact folder, model of the catalogue, or Hub id")
@@ -55,6 +60,7 @@ def parser() -> Parser:
     command.add_argument("--with-prompt", action="store_true", help="write the prompt before its continuation")
     command.add_argument("--stream", action="store_true", help="print the bases of one sequence as they come")
     add_batch(command, 16)
+    generate_images.add_options(command)
     return command
 
 

@@ -41,8 +41,8 @@ class TiTokConfig:
         pixel_decoder: stage 2: the decoder that turns the softmax mixture of proxy codes into pixels.
         legacy_reshape: read the latents [K, W] as [W, K] in memory order before the last projection, as the released
             L-32, B-64 and S-128 weights need.
-        init: of the weights. `published` (standard deviation 0.02, tokens width^-0.5) is for widths of 512 and more. In a
-            narrow model it drowns positions in content and lets the first steps, which learn the mean picture, push the
+        init: of the weights. `published` (deviation 0.02, tokens width^-0.5) is for widths of 512 and more. In a narrow
+            model it drowns positions in content and lets the first steps, which learn the mean picture, push the
             latents into one corner of the codebook; `scaled` does neither.
         text_length: caption tokens that the decoder sees (TA-TiTok), 0 for none; text_width is theirs.
         preprocess: of pictures.
@@ -192,7 +192,7 @@ class TiTok(VisualModel):
         self.num_tokens = config.latents
 
     def _scaled_init(self) -> None:
-        """Weights by their fan-in, tokens and positions as large as the content, latents near 0, the mean picture out."""
+        """Weights by fan-in, tokens and positions as large as the content, latents near 0, the mean picture out."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5)

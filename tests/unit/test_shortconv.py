@@ -83,7 +83,7 @@ def test_compiles_into_one_graph() -> None:
     x, weight, bias, history = case(12, 3)
     compiled = torch.compile(causal_short_conv, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x, weight, bias, history), causal_short_conv(x, weight, bias, history))
-    torch.library.opcheck(shortconv._short_conv, (x, weight, bias, history))
+    torch.library.opcheck(shortconv._operator, (x, weight, bias, history))
 
 
 def test_wrong_shapes_are_refused() -> None:

@@ -58,6 +58,9 @@ class TitansState(State):
     seen: Tensor | None = None
 
 
+_QUERIES = 64  # queries that share a window of keys: fewer masked pairs than with a whole window of them
+
+
 class WindowAttention(nn.Module):
     """Causal attention over the last `window` tokens and some persistent keys and values."""
 
@@ -88,7 +91,7 @@ class WindowAttention(nn.Module):
             new = length if count is None else count
             after = WindowState(row_tail(k, state.keys, count), row_tail(v, state.values, count), state.seen + new)
             past = state.seen.clamp_max(self.window - 1)[:, None]
-        size = min(self.window, length)
+        size = min(self.window, length, _QUERIES)
         blocks, reach = -(-length // size), self.window - 1
         tail = blocks * size - length
         k, v = (

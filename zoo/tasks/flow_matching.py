@@ -24,6 +24,7 @@ class FlowMatchingConfig:
 
     Attributes:
         optim: optimiser and schedule.
+        vae: artifact of the frozen VAE that the model holds; needed unless the run starts from a whole FlexTok.
         psnr_tokens: numbers of tokens whose reconstructions are measured in validation; () measures none.
         psnr_steps: Euler steps of those reconstructions. One step gives the mean picture that the tokens allow, which
             has the best PSNR and the least detail; more steps give sharper and less exact ones.
@@ -31,6 +32,7 @@ class FlowMatchingConfig:
     """
 
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-4, weight_decay=0.01, betas=(0.9, 0.99)))
+    vae: str = ""
     psnr_tokens: tuple[int, ...] = ()
     psnr_steps: int = 1
     seed: int = 0
@@ -54,6 +56,17 @@ class FlowMatching(VisualTask):
             raise ZooError(f"task.psnr_tokens holds {too_many[0]}, but the model has 1 to {model.num_tokens} tokens")
         names = [f"psnr_{k}" for k in config.psnr_tokens]
         self.at = nn.ModuleDict({stage: nn.ModuleDict({n: WeightedMean() for n in names}) for stage in ("val", "test")})
+
+    def set_vae(self, vae: nn.Module) -> None:
+        """Fill the model's VAE.
+
+        Raises:
+            ZooError: the model has none, or one of another shape.
+        """
+        own: Any = self.model.vae
+        if own is None or own.config.stack != vae.config.stack:  # type: ignore[union-attr]
+            raise ZooError("task.vae is of another shape than model.vae says")
+        own.load_state_dict(vae.state_dict())
 
     def compute(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor]:
         pixels = batch["pixels"]

@@ -24,6 +24,8 @@ def check_fit(recipe: RecipeConfig, config: Any, data: Any) -> bool:
     if task == "token_generation":
         _check_tokens(config, data)
         return True
+    if task == "flow_matching" and getattr(config, "vae", None) and not (recipe.task.get("vae") or recipe.init):
+        raise ZooError("the model's VAE is not trained here: name the artifact of one as task.vae")
     size = data.config.preprocess.size
     wanted = getattr(getattr(config, "preprocess", None), "size", None)
     if wanted is None:
@@ -54,17 +56,18 @@ def load_weights(model: nn.Module, source: nn.Module) -> bool:
 
 
 def equip(task: Any) -> None:
-    """Give a task the MaskGIT-VQGAN that its config names: tasks cannot open artifacts.
+    """Give a task the models that its config names: tasks cannot open artifacts.
 
     Raises:
         ZooError: it is no artifact, or one of another model.
     """
-    ref = getattr(task.config, "vqgan", "")
-    if not ref:
-        return
-    from zoo.hub import artifact
+    for field, kind in (("vqgan", "MaskGITVQGAN"), ("vae", "FlexTokVAE")):
+        ref = getattr(task.config, field, "")
+        if not ref:
+            continue
+        from zoo.hub import artifact
 
-    model = artifact.load(ref).model
-    if type(model).__name__ != "MaskGITVQGAN":
-        raise ZooError(f"task.vqgan '{ref}' holds a {type(model).__name__}, not a MaskGIT-VQGAN")
-    task.set_vqgan(model)
+        model = artifact.load(ref).model
+        if type(model).__name__ != kind:
+            raise ZooError(f"task.{field} '{ref}' holds a {type(model).__name__}, not a {kind}")
+        getattr(task, f"set_{field}")(model)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from zoo import catalogue
-from zoo.config import resolve
+from zoo.config import resolve, to_dict
 from zoo.convert import load_strict
 from zoo.convert.restricted import load_restricted
 from zoo.errors import ZooError
 
+# fields of configs that say how many times something with weights of its own is built
+_COUNT = re.compile(r"n_layer|n_layers|layers|depth|\w*_?blocks|num_inner_mlps|\w*_layers")
 # in this order: safetensors before pickles, an index before the single file of the same kind
 _NAMES = (
     "model.safetensors.index.json", "model.safetensors", "diffusion_pytorch_model.safetensors",
@@ -58,8 +61,11 @@ def detect_family(state: Mapping[str, Tensor], config: Mapping[str, Any] | None 
     """
     for family, target in catalogue.CONVERTERS.items():
         recognises = getattr(_module(target), "recognises", None)
-        if recognises is not None and recognises(state, config):
-            return family
+        try:
+            if recognises is not None and recognises(state, config):
+                return family
+        except (TypeError, ValueError, AttributeError, KeyError):  # a config of a stranger: not of this family
+            continue
     first = next(iter(state), "none")
     known = ", ".join(sorted(catalogue.CONVERTERS))
     raise ZooError(f"these weights belong to no family with a converter (first key '{first}'; known families: {known})")
@@ -105,6 +111,7 @@ def convert_state(
     except Exception as error:
         # converters trust their input; that of a stranger's file may break them in any way
         raise ZooError(f"the config beside {file} is no {family} config ({_first_line(error)})") from error
+    check_counts(ours, len(state), f"the config beside {file}")
     try:
         weights = module.to_zoo(state, ours)
         family = getattr(module, "MODEL", family)  # several publications may be one family of ours
@@ -116,6 +123,28 @@ def convert_state(
         raise ZooError(f"{file} and its config do not fit a {family} model ({_first_line(error)})") from error
     load_strict(model, weights, Path(file).name)
     return family, ours, weights
+
+
+def check_counts(config: Any, tensors: int, where: str) -> None:
+    """Refuse more layers than there are tensors: such a config is not of this file, and would be built for hours.
+
+    Raises:
+        ZooError: names the field.
+    """
+    for name, count in _counts(to_dict(config), ""):
+        if count > max(tensors, 64):
+            raise ZooError(f"{where} has {name}={count:,} for weights of {tensors} tensors, which cannot be")
+
+
+def _counts(value: Any, name: str) -> Iterator[tuple[str, int]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _counts(item, str(key))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _counts(item, name if isinstance(item, dict) else "")
+    elif type(value) is int and _COUNT.fullmatch(name):
+        yield name, value
 
 
 def _usable(module: Any, config: Mapping[str, Any]) -> bool:

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from zoo import __version__, catalogue
 from zoo._resources import folder
 from zoo.config import from_dict, resolve, to_dict
-from zoo.errors import ConfigError, ZooError, nearest
-from zoo.hub import files, parity
+from zoo.errors import ConfigError, ZooError
+from zoo.hub import files, parity, peft
 from zoo.hub.building import build, compare, untied
-from zoo.hub.names import has_weights, looks_like_ref, parse_ref
+from zoo.hub.names import find, has_weights
 
 
 @dataclass
@@ -68,11 +68,21 @@ class Artifact:
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
-        """The resolved recipe; empty where the artifact was not trained here."""
+        """The resolved recipe; empty where the artifact was not trained here.
+
+        Raises:
+            ZooError: recipe.yaml holds more than plain YAML.
+        """
         import yaml
 
         file = self.path / "recipe.yaml"
-        return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if not file.is_file():
+            return {}
+        try:
+            found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise ZooError(f"{file} is no plain YAML ({str(error).splitlines()[0]})") from None
+        return found if isinstance(found, dict) else {}
 
 
 def save(
@@ -138,14 +148,17 @@ def save(
     return target
 
 
-def load(ref: str | Path, *, allow_pickle: bool = False, offline: bool = False) -> Artifact:
+def load(
+    ref: str | Path, *, adapter: str | Path | None = None, allow_pickle: bool = False, offline: bool = False
+) -> Artifact:
     """The artifact that *ref* names: a folder, a Hub id (`user/name` or `user/name@revision`), or a catalogue name.
 
     A repository of official weights (`LongSafari/hyenadna-small-32k-seqlen-hf`) is recognised and converted, and so
     is the one behind a catalogue name. What is in the local Hub cache is not fetched again.
 
     Args:
-        ref: see above.
+        ref: see above; or a folder with an adapter in peft's format, which names its base itself.
+        adapter: such a folder, to be merged into what *ref* names.
         allow_pickle: fetch and open weights that are published only as a pickle, by the restricted loader. Those that
             `zoo pull --allow-pickle` put into the cache need no second permission.
         offline: stay off the network, as with `HF_HUB_OFFLINE`.
@@ -155,27 +168,23 @@ def load(ref: str | Path, *, allow_pickle: bool = False, offline: bool = False) 
     """
     text = str(ref)
     path = Path(text).expanduser()
+    if adapter is not None:
+        return peft.load(adapter, load(ref, allow_pickle=allow_pickle, offline=offline))
+    if path.is_dir() and peft.is_adapter(path):
+        return peft.load(path)
     if path.is_dir():
         return _load_folder(path, text)
-    known = catalogue.ENTRIES.get(text)
-    if known is None and path.exists():
+    if text not in catalogue.ENTRIES and path.exists():
         raise ZooError(f"'{text}' is a file, not an artifact folder; `zoo convert` reads official weight files")
-    if known is None and not looks_like_ref(text):
-        raise ZooError(
-            f"'{text}' is neither a folder, a Hub id (user/name) nor a model of the catalogue"
-            + nearest(text, catalogue.ENTRIES)
-        )
+    wanted, file, what = find(text)
     from zoo.hub import client
 
-    if known is not None:
-        what = f"the published weights of {text}"
-        place = client.pull(known.hub, what=what, file=known.file, allow_pickle=allow_pickle, local=offline)
-        return _load_official(place, known.hub, text, known.file)
-    wanted = parse_ref(text)
-    place = client.pull(wanted.repo, wanted.revision, allow_pickle=allow_pickle, local=offline)
+    place = client.pull(
+        wanted.repo, wanted.revision, what=what, file=file, allow_pickle=allow_pickle, local=offline
+    )  # fmt: skip
     if (place / files.FILES).is_file() or not has_weights(place):
         return _load_folder(place, text)
-    return _load_official(place, wanted.repo, text)
+    return _load_official(place, wanted.repo, text, file)
 
 
 def verify(directory: str | Path) -> list[Any]:

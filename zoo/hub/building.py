@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
+from zoo.convert.official import check_counts
 from zoo.errors import ZooError
 from zoo.hub.headers import read_header, values
 
@@ -30,6 +31,7 @@ def build(cls: type[nn.Module], config: Any, weights: Path, where: str) -> nn.Mo
             holds; nothing of the model's size has been allocated by then. *where* names the config.
     """
     header = read_header(weights)
+    check_counts(config, len(header), where)
     try:
         with torch.device("meta"), _limited(len(header), values(header)):
             planned = cls(config)

@@ -36,8 +36,7 @@ def check_files(place: Path) -> dict[str, Any]:
         if name != Path(name).name or "\\" in name or name in (".", "..") or not isinstance(wanted, dict):
             raise ZooError(f"{place / FILES} lists '{name}', which is not the plain name of a file in the folder")
         file = place / name
-        if file.is_symlink() and not _stays(place, file):
-            raise ZooError(f"{file} is a link that leads out of the artifact, so it is not followed")
+        _check_link(place, file)
         if not file.is_file():
             raise ZooError(f"the artifact '{place}' is incomplete: {name} is missing")
         size = file.stat().st_size
@@ -48,18 +47,27 @@ def check_files(place: Path) -> dict[str, Any]:
     return described(place)
 
 
-def _stays(place: Path, file: Path) -> bool:
-    """Whether a link ends in its own folder or, in the Hub cache, among the blobs of the same repository."""
+def _check_link(place: Path, file: Path) -> None:
+    """A link may end in its own folder or, in the Hub cache, among the blobs of the same repository."""
+    if not file.is_symlink():
+        return
     real, home = file.resolve(), place.resolve()
-    blobs = (
-        [home.parent.parent / "blobs", home.parent.parent.parent / "blobs"] if home.parent.name == "snapshots" else []
-    )
-    return any(real.is_relative_to(base) for base in (home, *blobs))
+    cached = home.parent.name == "snapshots"
+    blobs = [home.parent.parent / "blobs", home.parent.parent.parent / "blobs"] if cached else []
+    if not any(real.is_relative_to(base) for base in (home, *blobs)):
+        raise ZooError(f"{file} is a link that leads out of the artifact, so it is not followed")
 
 
 def published_files(place: Path) -> list[Path]:
-    """The files of an artifact that belong on the Hub: those listed, the listing and the card."""
-    return [place / name for name in (*read_json(place / FILES)["files"], FILES, CARD) if (place / name).is_file()]
+    """The files of an artifact that belong on the Hub: those listed, the listing and the card.
+
+    Raises:
+        ZooError: one is a link to something outside, which would be published in its place.
+    """
+    found = [place / name for name in (*read_json(place / FILES)["files"], FILES, CARD) if (place / name).is_file()]
+    for file in found:
+        _check_link(place, file)
+    return found
 
 
 def described(place: Path) -> dict[str, Any]:

@@ -63,7 +63,14 @@ def _entry(file: Path, name: str, item: Any) -> tuple[str, tuple[int, ...], int,
         raise _damaged(file, f"the entry '{name}' is no tensor")
     dtype, shape, place = item.get("dtype"), item.get("shape"), item.get("data_offsets")
     whole = lambda numbers: isinstance(numbers, list) and all(type(n) is int and 0 <= n < 2**63 for n in numbers)
-    if dtype not in SIZES or not whole(shape) or not whole(place) or len(place) != 2 or place[1] < place[0]:
+    if (
+        not isinstance(dtype, str)
+        or dtype not in SIZES
+        or not whole(shape)
+        or not whole(place)
+        or len(place) != 2
+        or place[1] < place[0]
+    ):
         raise _damaged(file, f"the entry '{name}' is no tensor")
     return dtype, tuple(shape), place[0], place[1]
 

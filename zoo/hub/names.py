@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from zoo.errors import ZooError
+from zoo import catalogue
+from zoo.errors import ZooError, nearest
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REVISION = re.compile(r"[A-Za-z0-9][\w.+-]*(/[A-Za-z0-9_][\w.+-]*)*")
@@ -44,6 +45,32 @@ def parse_ref(text: str) -> Ref:
     if at and (not _REVISION.fullmatch(revision) or ".." in revision):
         raise ZooError(f"'{revision}' is no revision of '{repo}': it should be a branch, a tag or a commit")
     return Ref(repo, revision or "main")
+
+
+def find(text: str, file: str = "") -> tuple[Ref, str, str | None]:
+    """What *text* stands for: a Hub id, or a name of the catalogue.
+
+    Args:
+        text: see above.
+        file: the weights that are wanted, where a repository has several; by default the catalogue's.
+
+    Returns:
+        The repository, its file of weights (empty where there is no choice), and for messages the name of the model.
+
+    Raises:
+        ZooError: neither, or a repository of several models of which none is named.
+    """
+    entry = catalogue.ENTRIES.get(text)
+    if entry is not None:
+        return parse_ref(entry.hub), file or entry.file, f"the published weights of {text}"
+    if not looks_like_ref(text):
+        hint = nearest(text, catalogue.ENTRIES)
+        raise ZooError(f"'{text}' is neither a folder, a Hub id (user/name) nor a model of the catalogue{hint}")
+    ref = parse_ref(text)
+    models = {name: entry.file for name, entry in catalogue.ENTRIES.items() if entry.hub == ref.repo}
+    if len(models) > 1 and not file:
+        raise ZooError(f"'{ref.repo}' holds several models: name one of {', '.join(models)}, or its file")
+    return ref, file or next(iter(models.values()), ""), None
 
 
 def looks_like_ref(text: str) -> bool:

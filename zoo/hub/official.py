@@ -156,7 +156,7 @@ def _difference(entry: str, ours: Any, twin: bool) -> str:
     wanted = from_dict(resolve(catalogue.schema_target(catalogue.MODELS[known.model])), known.config, entry)
     theirs, listed = to_dict(ours), to_dict(wanted)
     for key, value in listed.items():
-        if twin and key not in known.config:
+        if key == "official" or (twin and key not in known.config):  # `official`: fields that change nothing
             continue
         if theirs.get(key) != value:
             return f"{key} is {theirs.get(key)!r}, the catalogue has {value!r}"

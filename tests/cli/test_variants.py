@@ -274,6 +274,17 @@ def test_sentences(
         assert err.count("\n") == 1
 
 
+def test_unknown_bases(zoo: Zoo, models: dict[str, Path], tmp_path: Path) -> None:
+    """N as an allele is no sequence; beside it letters are scored, k-mers that hold it are not."""
+    genome = {"c": "N" * 30 + "ACGTT" * 20 + "RN"}
+    rows = [line("c", 5, "N", "A"), line("c", 31, "A", "C"), line("c", 40, "T", "N"), line("c", 60, "T", "C")]
+    rows.append(line("c", 131, "A", "C"))  # the genome's letter R allows it
+    files = ("--vcf", vcf(tmp_path / "in.vcf", rows), "--fasta", fasta(tmp_path / "g.fa", genome), "--window", "60")
+    notes = {name: [row["note"] for row in table(zoo("variants", models[name], *files)[1])] for name in models}
+    assert notes["letters"] == notes["masked"] == notes["classes"] == ["ambiguous", "", "ambiguous", "", ""]
+    assert notes["kmers"] == ["ambiguous", "near_unknown", "ambiguous", "", "near_unknown"]
+
+
 def test_no_records(zoo: Zoo, models: dict[str, Path], genome: dict[str, str], tmp_path: Path) -> None:
     """A sample without variants gives a file without variants."""
     files = ("--vcf", vcf(tmp_path / "in.vcf", []), "--fasta", fasta(tmp_path / "g.fa", genome))

@@ -33,8 +33,9 @@ def parser() -> Parser:
         "  upstream         log(p_ref / p_alt) of the next base after those before it: GENERator's published score,\n"
         "                   single bases only; above 0 where ALT is less likely, the reverse of llr\n"
         "Windows are read in upper case and stand around the allele; near the end of a sequence they are shifted.\n"
-        "Alleles that are no sequence (<DEL>, *, breakends, N) or longer than half a window get no score but a note;\n"
-        "a REF that is not in the FASTA file is an error. VCF output adds INFO fields to the records as they are.",
+        "Alleles that are no sequence (<DEL>, *, breakends, N) or longer than half a window get no score but a note,\n"
+        "as do those beside N for models over k-mers. A REF that is not in the FASTA file is an error. VCF output\n"
+        "adds INFO fields to the records as they are.",
         [
             "zoo variants runs/ecoli/artifact --vcf in.vcf.gz --fasta genome.fa.gz -o out.vcf.gz",
             "zoo variants hyenadna-tiny-1k --vcf in.vcf --fasta genome.fa --strand both --window 512 -o out.tsv",

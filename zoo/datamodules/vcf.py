@@ -63,7 +63,7 @@ def reason(ref: str, alt: str) -> str:
     """Why the bases of an allele are not known, "" where they are: A, C, G, T alone are sequence.
 
     `symbolic` for `<DEL>` and the like, `spanning` for `*` (deleted by another variant), `breakend`, `missing` for `.`,
-    `ambiguous` for alleles with N or other letters.
+    `ambiguous` where either allele has N or other letters.
     """
     if alt.startswith("<"):
         return "symbolic"
@@ -73,7 +73,7 @@ def reason(ref: str, alt: str) -> str:
         return "missing"
     if "[" in alt or "]" in alt or alt.startswith(".") or alt.endswith("."):
         return "breakend"
-    return "" if _BASES.fullmatch(alt) and _REFERENCE.fullmatch(ref) else "ambiguous"
+    return "" if _BASES.fullmatch(alt) and _BASES.fullmatch(ref) else "ambiguous"
 
 
 class VcfFile:

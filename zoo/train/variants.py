@@ -47,7 +47,8 @@ class Effect:
     Attributes:
         score: None where *note* says why there is none.
         ref, alt: the two numbers it was made of (log-likelihoods, log-probabilities); None for distances.
-        note: `too_long` (longer than half the window), `not_single_base` or `no_context` (method `upstream`).
+        note: `too_long` (longer than half the window), `near_unknown` (N within the alleles' k-mers, which are then
+            one unknown token whatever the allele), `not_single_base` or `no_context` (method `upstream`).
     """
 
     score: float | None
@@ -139,18 +140,29 @@ class VariantScorer:
             "distance": self._distances,
             "upstream": self._upstream,
         }[self.method]
-        # alleles that leave the model little to see them in are not scored; the others of their site are
-        fits = [[max(len(alt), len(site.ref)) <= self.window // 2 for alt in site.alts] for site in sites]
+        notes = [self._notes(site) for site in sites]
         kept = [
-            Site(site.contig, site.start, site.ref, tuple(alt for alt, fit in zip(site.alts, row, strict=True) if fit))
-            for site, row in zip(sites, fits, strict=True)
+            Site(
+                site.contig, site.start, site.ref, tuple(a for a, note in zip(site.alts, row, strict=True) if not note)
+            )
+            for site, row in zip(sites, notes, strict=True)
         ]
         strands = [score(kept, flip) for flip in self.strands]
         out = []
-        for i, row in enumerate(fits):
-            effects = iter([_mean([strand[i][j] for strand in strands]) for j in range(sum(row))])
-            out.append([next(effects) if fit else Effect(None, note="too_long") for fit in row])
+        for i, row in enumerate(notes):
+            effects = iter([_mean([strand[i][j] for strand in strands]) for j in range(row.count(""))])
+            out.append([Effect(None, note=note) if note else next(effects) for note in row])
         return out
+
+    def _notes(self, site: Site) -> list[str]:
+        """Why an allele of a site is not scored, "" where it is."""
+        if self.step > 1 and self.method not in ("distance", "upstream"):
+            reach = self.step - 1
+            around = site.contig.read(site.start - reach, site.start + len(site.ref) + reach)
+            if set(around) - set(b"ACGT"):
+                return ["near_unknown"] * len(site.alts)
+        most = self.window // 2  # longer ones leave the model little to see them in
+        return ["too_long" if max(len(alt), len(site.ref)) > most else "" for alt in site.alts]
 
     def _windows(self, sites: Sequence[Site], flip: bool, equal: bool) -> list[list[Haplotype]]:
         found = [cut(site, site.alts, self.window, self.step, equal) if site.alts else [] for site in sites]

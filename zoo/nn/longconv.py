@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from zoo.errors import ZooError
-from zoo.nn.spectra import Plain, is_short, run_tasks, spectra_for
+from zoo.nn.spectra import Plain, in_large_pages, is_short, run_tasks, spectra_for
 
-BLOCK = 1 << 18  # points of all rings in one transform: with their spectra they fit a core's share of the cache
+BLOCK = 1 << 19  # points of all rings in one transform: with their spectra they fit a core's share of the cache
 KEPT = 1 << 19  # points of all rings up to which the spectra are kept for the backward pass: 8 MB in float32
 LINE = 16  # float32 values in a cache line: channels-last input is gathered by that many channels at a time
 TILE = 1 << 10  # positions of such a gathering
@@ -85,7 +85,8 @@ def _plan(u: Tensor) -> Plain:
 
 def _full_precision(x: Tensor) -> AbstractContextManager:
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    active = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if active else nullcontext()
 
 
 def _tasks(u: Tensor, plan: Plain) -> tuple[list[slice], int, int]:
@@ -126,7 +127,7 @@ def _of(k: Tensor, rows: slice, channels: slice) -> Tensor:
 
 @torch.library.custom_op("zoo::long_conv", mutates_args=())
 def _long_conv(u: Tensor, k: Tensor, skip: Tensor | None, bidirectional: bool) -> Tensor:
-    plan, y = _plan(u), torch.empty_like(u)
+    plan, y = _plan(u), in_large_pages(torch.empty_like(u))
     tasks, together, samples = _tasks(u, plan)
 
     def task(block: slice) -> None:
@@ -159,8 +160,8 @@ def _long_conv_backward(
     g: Tensor, u: Tensor, k: Tensor, skip: Tensor | None, need_u: bool, need_k: bool
 ) -> tuple[Tensor, Tensor]:
     plan = _plan(u)
-    du = torch.empty_like(u) if need_u else u.new_empty(0)
-    dk = torch.empty_like(k, memory_format=torch.contiguous_format) if need_k else k.new_empty(0)
+    du = in_large_pages(torch.empty_like(u)) if need_u else u.new_empty(0)
+    dk = in_large_pages(torch.empty_like(k, memory_format=torch.contiguous_format)) if need_k else k.new_empty(0)
     tasks, together, samples = _tasks(u, plan)
 
     def task(block: slice) -> None:

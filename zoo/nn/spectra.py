@@ -13,7 +13,9 @@ lags lie within -L .. L - 1.
 
 from __future__ import annotations
 
+import ctypes
 import math
+import mmap
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -26,6 +28,7 @@ from torch import Tensor
 
 T = TypeVar("T")
 SPLIT_FROM = 1 << 13  # below this length one padded transform of the whole block is as fast
+HEAP = 30 << 20  # bytes of a thread's heap that its spectra live in
 
 
 class Plain:
@@ -150,9 +153,29 @@ def spectra_for(length: int, dtype: torch.dtype, cpu: bool) -> Plain:
     return Split(length, dtype) if cpu and not is_short(length) else Plain(length, dtype)
 
 
+def in_large_pages(x: Tensor) -> Tensor:
+    """*x*, fresh from the allocator, in pages of 2 MB where Linux has them: one page fault in place of 512."""
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if advice is not None and x.device.type == "cpu" and x.nbytes >= 1 << 21:
+        start = -(-x.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        size = (x.data_ptr() + x.nbytes - start) // mmap.PAGESIZE * mmap.PAGESIZE
+        # Mere advice: where it is refused, small pages serve.
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), advice)
+    return x
+
+
+@lru_cache(maxsize=1)
+def _keep_heaps() -> None:
+    """Teach glibc to keep what it has: otherwise every spectrum of a long signal arrives in fresh pages."""
+    # One freed block of this size makes it serve smaller ones from its heaps and not hand the heaps' ends back.
+    torch.empty(HEAP + (1 << 20), dtype=torch.uint8)
+    in_large_pages(torch.empty(HEAP, dtype=torch.uint8))
+
+
 def _one_thread() -> None:
     torch.get_num_threads()  # a thread's first query copies the process-wide count over whatever was set before
     torch.set_num_threads(1)
+    in_large_pages(torch.empty(HEAP, dtype=torch.uint8))  # every thread has a heap of its own
 
 
 class _Pool:
@@ -168,9 +191,6 @@ class _Pool:
             if self.executor is None or self.size != size or self.process != os.getpid():
                 self.executor = ThreadPoolExecutor(size, "zoo-longconv", initializer=_one_thread)
                 self.size, self.process = size, os.getpid()
-                # One freed block of 31 MB teaches glibc to serve such sizes from its heap and not to hand the heap's
-                # end back: otherwise every spectrum of a long signal arrives in fresh pages.
-                torch.empty(31 << 20, dtype=torch.uint8)
                 started = threading.Barrier(size)
                 list(self.executor.map(lambda _: started.wait(), range(size)))
                 # The count is per thread once set, but threads born later take the last one set anywhere.
@@ -184,6 +204,7 @@ _pool = _Pool()
 def run_tasks(task: Callable[[T], None], items: Iterable[T]) -> None:
     """Run *task* on every item, side by side on as many threads as PyTorch may use. No autograd inside."""
     items, threads = list(items), torch.get_num_threads()
+    _keep_heaps()
     if threads < 2 or len(items) < 2:
         for item in items:
             task(item)

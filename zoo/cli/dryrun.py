@@ -18,6 +18,7 @@ def describe(recipe: RecipeConfig) -> str:
     found = dry_run(recipe)
     rows = [
         ("parameters", f"{found.parameters:,}"),
+        ("trained", f"{found.trained:,} ({100 * found.trained / found.parameters:.3g} %)"),
         ("steps", f"{found.steps:,}"),
         ("epochs", f"{found.epochs:.4g}"),
         ("tokens a step", f"{found.tokens_per_step:,} at most{_product(found)}"),

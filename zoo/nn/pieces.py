@@ -61,7 +61,13 @@ def in_pieces(
 
 def last_linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """`layer(x)` as the last step of a piece: nothing reads its value when the piece is recomputed."""
-    return _Unread.apply(x, layer.weight, layer.bias) if getattr(_local, "recomputing", False) else layer(x)
+    plain = type(layer) is nn.Linear  # an adapter beside it has gradients of its own
+    return _Unread.apply(x, layer.weight, layer.bias) if plain and recomputing() else layer(x)
+
+
+def recomputing() -> bool:
+    """Whether this thread is in the backward pass of a piece, whose forward pass it repeats."""
+    return getattr(_local, "recomputing", False)
 
 
 Span = tuple[int, int, int, int]

@@ -10,7 +10,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from zoo.config import to_dict
 from zoo.tasks.metrics import WeightedMean
-from zoo.tasks.optim import OptimConfig, make_optimizer
+from zoo.tasks.optim import OptimConfig, layer_scales, make_optimizer
 
 Batch = dict[str, Tensor]
 
@@ -20,6 +20,7 @@ class Task(pl.LightningModule):
 
     Attributes:
         total_steps: optimiser steps of the whole run, which the schedule needs; set by whoever runs the training.
+        frozen: parts of the model that stay in evaluation mode in training, without dropout.
         metrics: per stage (`val`, `test`) a module dict of torchmetrics, logged at the end of the stage's loop.
     """
 
@@ -31,6 +32,7 @@ class Task(pl.LightningModule):
         self.model = model
         self.config = config
         self.total_steps: int | None = None
+        self.frozen: list[nn.Module] = []
         # only plain dicts: anything else could not be read back with weights_only=True
         self.save_hyperparameters({"task": to_dict(config)})
         self.means = nn.ModuleDict({stage: WeightedMean() for stage in ("val", "test")})
@@ -50,6 +52,13 @@ class Task(pl.LightningModule):
     def metric_names(self) -> list[str]:
         """What a validation reports, for choosing `trainer.monitor`."""
         return ["val/loss"]
+
+    def train(self, mode: bool = True) -> Task:
+        """Switch modes, but for the frozen parts."""
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss, _ = self.compute(batch, "train")
@@ -88,10 +97,14 @@ class Task(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         total = self.total_steps or int(self.trainer.estimated_stepping_batches)
-        head = {id(p) for name, p in self.model.named_parameters() if name.startswith("head.")}
+        named = dict(self.model.named_parameters())
+        head = {id(p) for name, p in named.items() if name.startswith(("head.", "chunk_head."))}
+        scales = None
+        if self.optim.layer_decay != 1.0:
+            scales = {id(named[name]): s for name, s in layer_scales(named, self.optim.layer_decay).items()}
         # Lightning refuses to clip for an optimiser that can unscale by itself, as the fused one can
         fused = not str(self.trainer.precision).endswith("-mixed")
-        optimizer, schedule = make_optimizer(self.model.param_groups(), self.optim, total, fused, head)
+        optimizer, schedule = make_optimizer(self.model.param_groups(), self.optim, total, fused, head, scales)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from zoo.config import config
+from zoo.errors import ConfigError
+
+_BLOCK = re.compile(r"backbone\.layers\.(\d+)\.")
+_INPUT = ("embed", "positions", "token_types")
 
 
 @config
@@ -24,6 +30,8 @@ class OptimConfig:
         schedule: after the warm-up.
         min_lr_ratio: the rate at the last step, as a share of lr (cosine and linear).
         backbone_lr_ratio: rate of everything but the head, as a share of lr (fine-tuning a pretrained backbone).
+        layer_decay: each layer's rate is this share of the next one's: the head (and the final norm) train at lr, the
+            last block at lr * layer_decay, the embeddings slowest (Bao et al. 2022, arXiv:2106.08254, §2.4); 1: none.
     """
 
     lr: float = 6e-4
@@ -35,6 +43,7 @@ class OptimConfig:
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     min_lr_ratio: float = 0.1
     backbone_lr_ratio: float = 1.0
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         if self.lr <= 0:
@@ -43,6 +52,8 @@ class OptimConfig:
             raise ValueError(f"warmup_ratio must lie between 0 and 1, got {self.warmup_ratio}")
         if not 0 <= self.min_lr_ratio <= 1:
             raise ValueError(f"min_lr_ratio must lie between 0 and 1, got {self.min_lr_ratio}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay must be above 0 and at most 1, got {self.layer_decay}")
 
 
 def lr_factor(step: int, total: int, config: OptimConfig) -> float:
@@ -57,14 +68,35 @@ def lr_factor(step: int, total: int, config: OptimConfig) -> float:
     return config.min_lr_ratio + (1 - config.min_lr_ratio) * fall
 
 
+def layer_scales(names: Iterable[str], decay: float) -> dict[str, float]:
+    """Share of the rate of each parameter of a model by its name: block i of n gets decay^(n - i).
+
+    Raises:
+        ConfigError: the model has no numbered blocks.
+    """
+    names = list(names)
+    blocks = {name: int(found[1]) for name in names if (found := _BLOCK.match(name))}
+    if not blocks:
+        raise ConfigError("task.optim.layer_decay needs a model with a backbone of blocks; this one has none")
+    depth = max(blocks.values()) + 1
+    lowest = {name: 0 if name.startswith(_INPUT) else depth + 1 for name in names}
+    return {name: decay ** (depth + 1 - (blocks[name] + 1 if name in blocks else lowest[name])) for name in names}
+
+
 def make_optimizer(
-    groups: list[Any], config: OptimConfig, total: int, fused: bool = True, head: set[int] | None = None
+    groups: list[Any],
+    config: OptimConfig,
+    total: int,
+    fused: bool = True,
+    head: set[int] | None = None,
+    scales: dict[int, float] | None = None,
 ) -> tuple[torch.optim.AdamW, LambdaLR]:
     """AdamW over *groups* and its schedule over *total* steps.
 
     A group may carry `weight_decay`, `lr` (absolute) or `lr_scale` (share of `config.lr`). *head* holds the ids of
-    the parameters that `backbone_lr_ratio` leaves at the full rate.
+    the parameters that `backbone_lr_ratio` leaves at the full rate; *scales* further shares of the rate by id.
     """
+    scales = scales or {}
     built: list[dict[str, Any]] = []
     for group in groups:
         rate = group.get("lr", config.lr * group.get("lr_scale", 1.0))
@@ -74,6 +106,9 @@ def make_optimizer(
             outer = [p for p in group["params"] if id(p) in head]
             inner = [p for p in group["params"] if id(p) not in head]
             parts = [(outer, rate), (inner, rate * config.backbone_lr_ratio)]
-        built += [{"params": params, "lr": lr, "weight_decay": decay} for params, lr in parts if params]
+        for params, lr in parts:
+            for scale in sorted({scales.get(id(p), 1.0) for p in params}):
+                kept = [p for p in params if scales.get(id(p), 1.0) == scale]
+                built.append({"params": kept, "lr": lr * scale, "weight_decay": decay})
     optimizer = torch.optim.AdamW(built, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
     return optimizer, LambdaLR(optimizer, lambda step: lr_factor(step, total, config))

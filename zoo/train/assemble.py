@@ -13,6 +13,7 @@ from zoo import catalogue, datamodules, tasks, tokenizers
 from zoo.config import from_dict, resolve, to_dict
 from zoo.errors import ConfigError, ZooError, nearest
 from zoo.train import images
+from zoo.train.finetune import FinetuneConfig, prepare
 from zoo.train.recipe import RecipeConfig
 
 LANGUAGE_TASKS = ("causal_lm", "masked_lm")
@@ -52,13 +53,21 @@ def assemble(recipe: RecipeConfig) -> Parts:
     if start is not None:
         load_weights(model, start.model, str(recipe.init))
     check_lengths(model, tokenizer, data)
+    frozen = prepare(model, finetuning(recipe), recipe.model["name"])
     task = tasks.build(_with_weights(recipe.task, data), model)
+    task.frozen = frozen
+    task.train()
     equip(task, tokenizer)
     images.equip(task)
     full = dataclasses.replace(recipe, model={"name": recipe.model["name"], **to_dict(config)})
     if tokenizer is not None and not recipe.tokenizer:
         full = dataclasses.replace(full, tokenizer=tokenizer.section())
     return Parts(full, tokenizer, data, model, task)
+
+
+def finetuning(recipe: RecipeConfig) -> FinetuneConfig:
+    """The `finetune` section as an object; every weight is trained where there is none."""
+    return from_dict(FinetuneConfig, recipe.finetune or {}, "finetune")
 
 
 def load_start(ref: str) -> Any:

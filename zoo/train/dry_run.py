@@ -14,6 +14,7 @@ from torch import nn
 
 from zoo import tasks
 from zoo.config import to_dict
+from zoo.train import images
 from zoo.train.assemble import (
     build_data,
     build_model,
@@ -21,9 +22,11 @@ from zoo.train.assemble import (
     check_lengths,
     check_monitor,
     equip,
+    finetuning,
     load_start,
     model_config,
 )
+from zoo.train.finetune import prepare, trainable
 from zoo.train.recipe import RecipeConfig
 from zoo.train.stream import total_steps
 
@@ -34,7 +37,8 @@ class DryRun:
 
     Attributes:
         recipe: the resolved recipe, every default filled in.
-        parameters: trainable ones.
+        parameters: all of the model (and of its adapters).
+        trained: those that the run changes.
         batch, length: samples a batch, and tokens of the data's longest row.
         tokens_per_step: tokens of one optimiser step on all devices, at most.
         steps: optimiser steps of the run.
@@ -46,6 +50,7 @@ class DryRun:
 
     recipe: dict[str, Any]
     parameters: int
+    trained: int
     batch: int
     length: int
     tokens_per_step: int
@@ -70,6 +75,9 @@ def dry_run(recipe: RecipeConfig) -> DryRun:
     with torch.device("meta"):  # shapes only: neither memory nor arithmetic
         model = build_model(recipe.model["name"], config)
     check_lengths(model, tokenizer, data)
+    with torch.device("meta"):
+        prepare(model, finetuning(recipe), recipe.model["name"])
+    trained, in_all = trainable(model)
     task = tasks.build(recipe.task, model)
     equip(task, tokenizer)
     check_monitor(recipe, task.metric_names(), data)
@@ -81,7 +89,8 @@ def dry_run(recipe: RecipeConfig) -> DryRun:
     full = dataclasses.replace(recipe, model={"name": recipe.model["name"], **to_dict(config)})
     return DryRun(
         recipe=to_dict(full),
-        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        parameters=in_all,
+        trained=trained,
         batch=size,
         length=data.max_tokens,
         tokens_per_step=size * data.max_tokens * options.accumulate * devices * options.num_nodes,
@@ -99,6 +108,7 @@ def memory(model: nn.Module, batch: int, length: int, precision: str) -> dict[st
     *model* lies on the meta device; the activations are those that autograd keeps in a forward pass over shapes.
     """
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -109,13 +119,13 @@ def memory(model: nn.Module, batch: int, length: int, precision: str) -> dict[st
 
     alive: list[torch.Tensor] = []
     model.train()
-    ids = torch.zeros(batch, length, dtype=torch.long, device="meta")
+    inputs = images.meta_inputs(model, batch) or {"ids": torch.zeros(batch, length, dtype=torch.long, device="meta")}
     # autocast knows no meta device, and without arithmetic there is no precision to choose
     untouched = patch.object(torch, "autocast", lambda *args, **options: nullcontext())
     with untouched, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(ids)
+        model(**inputs)
     own = {p.untyped_storage()._cdata for p in model.parameters()}
     activations = sum(size for place, size in kept.items() if place not in own)
     if precision in ("bf16-mixed", "16-mixed"):
         activations //= 2
-    return {"weights": weights, "gradients": weights, "optimiser": 2 * weights, "activations": activations}
+    return {"weights": weights, "gradients": trained, "optimiser": 2 * trained, "activations": activations}

@@ -76,6 +76,8 @@ class RecipeConfig:
         model, tokenizer, data, task: `{"name": ..., **fields}`; checked against the config class of that name.
         trainer: the training loop.
         init: artifact (folder, catalogue name or Hub id) whose weights are the start; None starts from scratch.
+        finetune: which of those weights are trained: `mode` full, probe or lora, and `lora` (fields of LoRAConfig).
+            None trains them all.
     """
 
     name: str
@@ -87,6 +89,7 @@ class RecipeConfig:
     task: dict[str, Any]
     trainer: TrainerConfig
     init: str | None = None
+    finetune: dict[str, Any] | None = None
 
 
 SECTIONS = {
@@ -108,6 +111,14 @@ def validate(data: dict[str, Any]) -> RecipeConfig:
     for section, table in SECTIONS.items():
         if filled[section] or section != "tokenizer":  # pictures need none
             filled[section] = check_section(section, filled[section], table)
+    if recipe.finetune is not None:
+        checked: Any = from_dict(schema("zoo.train.finetune:FinetuneConfig"), recipe.finetune, "finetune")
+        filled["finetune"] = to_dict(checked)
+        if checked.mode != "full" and recipe.init is None:
+            raise ConfigError(
+                f"finetune.mode={checked.mode} needs weights to start from: give them with `zoo finetune --from REF` "
+                "or as init"
+            )
     return RecipeConfig(**filled)
 
 

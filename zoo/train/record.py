@@ -15,12 +15,12 @@ import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from zoo.config import to_dict
-from zoo.errors import ZooError
+from zoo.errors import ConfigError, ZooError
 from zoo.train.checkpoint_io import write_atomic, write_text
-from zoo.train.recipe import RecipeConfig
+from zoo.train.recipe import RecipeConfig, validate
 
 PACKAGES = ("seqzoo", "torch", "pytorch-lightning", "torchmetrics", "numpy", "tokenizers", "hydra-core", "safetensors")
-OURS = ("checkpoints", "artifact", "recipe.json", "metrics.csv", "curves.png")
+OURS = ("checkpoints", "artifact", "adapter", "recipe.json", "metrics.csv", "curves.png")
 # what may differ between a run and its continuation: nothing that is computed changes but its rounding
 FREE = {
     *(f"trainer.{key}" for key in ("log_every", "keep", "checkpoint_every", "loggers", "threads")),
@@ -89,7 +89,7 @@ def claim_folder(out: Path, recipe: RecipeConfig, resume: bool) -> None:
         )
     saved = out / "recipe.json"
     if resume and saved.is_file():
-        before, after = json.loads(saved.read_text(encoding="utf-8")), to_dict(recipe)
+        before, after = _filled(json.loads(saved.read_text(encoding="utf-8"))), to_dict(recipe)
         difference = _difference(_over_all(before), _over_all(after))
         if difference:
             raise ZooError(f"{out} was started with another recipe and cannot be resumed with this one: {difference}")
@@ -98,6 +98,14 @@ def claim_folder(out: Path, recipe: RecipeConfig, resume: bool) -> None:
         raise ZooError(f"{out} has no recipe.json, so it cannot be told whether this recipe is the one to resume")
     out.mkdir(parents=True, exist_ok=True)
     write_json(saved, recipe)
+
+
+def _filled(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A saved recipe with the defaults of fields that did not exist when it was written."""
+    try:
+        return to_dict(validate(recipe))
+    except ConfigError:  # a field that no longer exists: the comparison will name it
+        return recipe
 
 
 def _over_all(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from zoo.config import to_dict
+from zoo.nn.lora import lora_layers, remove_lora
 from zoo.train import checkpoint_io, record
 from zoo.train.assemble import Parts, assemble, check_monitor
 from zoo.train.callbacks import Checkpoints, NonFiniteGuard, RandomStreams, WeightAverage
+from zoo.train.finetune import head_modules, trainable
 from zoo.train.plots import plot_curves
 from zoo.train.progress import CsvLogger, ProgressReport, extra_loggers, quiet
 from zoo.train.recipe import RecipeConfig
@@ -36,7 +38,8 @@ class RunResult:
     """What a run ended with.
 
     Attributes:
-        dir: folder of the run: `artifact/`, `checkpoints/`, `metrics.csv`, `curves.png`, `recipe.json`.
+        dir: folder of the run: `artifact/`, `checkpoints/`, `metrics.csv`, `curves.png`, `recipe.json`; with
+            finetune.mode=lora also `adapter/`, in peft's format.
         artifact: the folder that `zoo.load` reads.
         metrics: of the chosen weights: `val/...`, and `test/...` where the data has a test split.
         steps: optimiser steps made in all.
@@ -110,7 +113,7 @@ class _Run:
             self.parts.model.compile()
         say(
             f"training {self.recipe.name} on {trainer.strategy.root_device} ({_why(trainer)}), "
-            f"{sum(p.numel() for p in self.parts.model.parameters()):,} parameters, "
+            f"{_parameters(self.parts.model)}, "
             f"{torch.get_num_threads()} threads, {self.options.precision}"
         )
         trainer.fit(task, datamodule=self.data, ckpt_path=start, weights_only=True)
@@ -202,9 +205,20 @@ class _Run:
     def _publish(
         self, trainer: pl.Trainer, model: nn.Module, metrics: dict[str, float], steps: int, chosen: int, seconds: float
     ) -> None:
-        from zoo.hub import artifact
+        from zoo.hub import artifact, peft
 
         recipe, data = self.recipe, self.parts.data
+        if lora_layers(model):
+            peft.save(
+                model,
+                self.out / "adapter",
+                base=recipe.init,
+                saved=head_modules(model),
+                tokenizer=self.parts.tokenizer,
+                recipe=to_dict(recipe),
+                outputs={"task_kind": data.task_kind, "classes": list(data.classes)},
+            )
+            remove_lora(model)  # the artifact is a model like any other
         plot_curves(self.csv.path, self.out / "curves.png", recipe.name)
         batches = len(self.data.loader) if self.data.loader is not None else 0
         run = {
@@ -247,6 +261,11 @@ def _total(batches: int, data: Streamed) -> int:
 
 def _metrics(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
     return {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(prefix)}
+
+
+def _parameters(model: nn.Module) -> str:
+    trained, in_all = trainable(model)
+    return f"{in_all:,} parameters" if trained == in_all else f"{trained:,} of {in_all:,} parameters"
 
 
 def _why(trainer: pl.Trainer) -> str:

@@ -196,7 +196,7 @@ class ImageData(PictureData):
             except (RuntimeError, OSError) as error:
                 reason = str(error).splitlines()[0]
                 raise ZooError(f"torchvision finds no {name} in data.root '{root}' ({reason})") from None
-            labels = found.targets if hasattr(found, "targets") else found.labels
+            labels = np.asarray(found.targets if hasattr(found, "targets") else found.labels)
             readers[split] = BuiltinReader(found, labels)
-            self._classes = tuple(map(str, getattr(found, "classes", range(int(np.max(labels)) + 1))))
+            self._classes = tuple(map(str, getattr(found, "classes", range(int(labels.max()) + 1))))
         return readers

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from zoo.errors import ZooError, nearest
+from zoo.train import videos
 from zoo.train.recipe import RecipeConfig
 
-IMAGE_TASKS = ("image_reconstruction", "proxy_codes", "flow_matching", "token_generation")
+IMAGE_TASKS = ("image_reconstruction", "proxy_codes", "flow_matching", "token_generation", *videos.VIDEO_TASKS)
 
 
 def check_fit(recipe: RecipeConfig, config: Any, data: Any) -> bool:
@@ -17,10 +19,13 @@ def check_fit(recipe: RecipeConfig, config: Any, data: Any) -> bool:
     task, serves = recipe.task["name"], getattr(data, "serves", ())
     if not serves:
         if task in IMAGE_TASKS:
-            raise ZooError(f"task '{task}' needs pictures or their tokens, not data '{recipe.data['name']}'")
+            raise ZooError(f"task '{task}' needs pictures or clips, or their tokens, not data '{recipe.data['name']}'")
         return False
     if task not in serves:
         raise ZooError(f"task '{task}' does not go with data '{recipe.data['name']}'" + nearest(task, serves))
+    if getattr(data, "modality", "") == "video":
+        videos.check_fit(recipe, config, data)
+        return True
     if task == "token_generation":
         _check_tokens(config, data)
         return True
@@ -53,6 +58,22 @@ def load_weights(model: nn.Module, source: nn.Module) -> bool:
     """Fill a stage-2 TiTok from a stage-1 one; False where the weights are to be copied as they are."""
     adopt = getattr(model, "adopt_stage1", None)
     return bool(adopt is not None and isinstance(source, type(model)) and adopt(source))
+
+
+def meta_inputs(model: nn.Module, batch: int) -> dict[str, Tensor]:
+    """Inputs of a training step without memory, [batch, ...], for a model that makes its own examples; else {}.
+
+    Quantizers are put into evaluation: their codebook statistics depend on values, of which there are none.
+    """
+    if not hasattr(model, "example_inputs"):
+        return {}
+    for module in model.modules():
+        if hasattr(module, "lookup"):
+            module.eval()
+    made = model.example_inputs()
+    return {
+        name: torch.empty((batch, *value.shape[1:]), dtype=value.dtype, device="meta") for name, value in made.items()
+    }
 
 
 def equip(task: Any) -> None:

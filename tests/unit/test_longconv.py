@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -126,6 +127,17 @@ def test_threads_change_nothing_and_stay_as_set() -> None:
     for other in results[1:]:
         assert torch.equal(results[0][0], other[0])
         assert torch.equal(results[0][2], other[2])
+
+
+def test_training_after_inference_mode_in_the_same_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    u, k, skip = inputs(1, 4, 9000, bidirectional=False, per_sample=False, last=False, dtype=torch.float32)
+    monkeypatch.setattr(spectra, "_local", threading.local())
+    with torch.inference_mode():
+        first = long_conv(u, k, skip)
+    y = long_conv(u, k, skip)
+    y.sum().backward()
+    assert torch.equal(first, y)
+    assert u.grad is not None
 
 
 class Layer(nn.Module):

@@ -29,6 +29,7 @@ from torch import Tensor
 T = TypeVar("T")
 SPLIT_FROM = 1 << 13  # below this length one padded transform of the whole block is as fast
 HEAP = 30 << 20  # bytes of a thread's heap that its spectra live in
+_local = threading.local()  # each thread's workspace: using the same memory again keeps it in the cache
 
 
 class Plain:
@@ -99,9 +100,9 @@ class Split(Plain):
             x = torch.nn.functional.pad(x, (0, full - x.shape[-1]))
         lead, x = x.shape[:-1], x.reshape(-1, full // self.columns, self.columns)
         matrix = (self.conjugate if conj else self.analysis)[:, : x.shape[1]]
-        parts = torch.bmm(matrix.expand(len(x), -1, -1), x)  # [N, rows, columns]
-        z = torch.complex(parts[:, : self.half], parts[:, self.half :])
-        del parts
+        parts, z = self._workspace(len(x))
+        torch.bmm(matrix.expand(len(x), -1, -1), x, out=parts)  # [N, rows, columns]
+        torch.complex(parts[:, : self.half], parts[:, self.half :], out=z)
         if skip is not None:  # before the twiddle's column 0, which is 1: an impulse at lag 0
             z.view(*lead, self.half, self.columns)[..., 0] += skip[:, None]
         z *= self.untwiddle if conj else self.twiddle
@@ -122,10 +123,20 @@ class Split(Plain):
             self._synthesize(spectrum, self.rows, ring)
             self._unwrap(ring, -1, out)
 
+    def _workspace(self, count: int) -> tuple[Tensor, Tensor]:
+        """Room of this thread for *count* signals: parts [count, rows, columns] and complex [count, half, columns]."""
+        need = count * self.ring
+        room = getattr(_local, "room", None)
+        if room is None or room.dtype != self.dtype or len(room) < 2 * need:
+            with torch.inference_mode(False):  # room made for inference could not be written to afterwards
+                _local.room = room = torch.empty(2 * need, dtype=self.dtype)
+        parts, z = room[:need], room[need : 2 * need].view(-1, 2)
+        return parts.view(count, self.rows, self.columns), torch.view_as_complex(z).view(count, self.half, self.columns)
+
     def _synthesize(self, spectrum: Tensor, rows: int, out: Tensor) -> None:
         z = torch.fft.ifft(spectrum.view(-1, self.half, self.columns), norm="forward")
         z *= self.untwiddle
-        parts = torch.empty(len(z), self.rows, self.columns, dtype=self.dtype, device=z.device)
+        parts, _ = self._workspace(len(z))
         parts[:, : self.half] = z.real
         parts[:, self.half :] = z.imag
         matrix = self.synthesis[:rows].expand(len(parts), -1, -1)

@@ -15,7 +15,7 @@ from zoo.cli.main import COMMANDS
 Zoo = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = sorted(page for page in (ROOT / "docs").rglob("*.md") if not page.is_symlink())
-SHORT = ["trainer.max_steps=2", "trainer.max_epochs=-1", "data.limit=64"]
+SHORT = ["trainer.max_steps=2", "trainer.max_epochs=-1"]
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -27,7 +27,8 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT / "docs")))
 def test_blocks_run_in_their_order(page: Path, zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    for folder in ("tests", "datamodules"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     names: dict[str, object] = {}
     for kind, code in blocks(page):
         if kind == "python":

@@ -21,7 +21,7 @@ from zoo.errors import ZooError
 from zoo.nn.spectra import Plain, in_large_pages, is_short, run_tasks, spectra_for
 
 BLOCK = 1 << 19  # points of all rings in one transform: with their spectra they fit a core's share of the cache
-KEPT = 1 << 19  # points of all rings up to which the spectra are kept for the backward pass: 8 MB in float32
+KEPT = 1 << 20  # points of all rings up to which the spectra are kept for the backward pass: 8 MB in float32
 LINE = 16  # float32 values in a cache line: channels-last input is gathered by that many channels at a time
 TILE = 1 << 10  # positions of such a gathering
 

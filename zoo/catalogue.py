@@ -15,6 +15,8 @@ from zoo.errors import ConfigError, nearest
 
 MODELS = {
     "videogpt": "zoo.models.videogpt:VideoGPT",
+    "omnitokenizer": "zoo.models.omnitokenizer:OmniTokenizer",
+    "open_magvit2": "zoo.models.open_magvit2:OpenMAGVIT2",
     "nbp_tokenizer": "zoo.models.nbp_tokenizer:NBPTokenizer",
     "nbp": "zoo.models.nbp:NBP",
     "metagene": "zoo.models.metagene:METAGENE",
@@ -65,6 +67,8 @@ DATAMODULES = {
     "images": "zoo.datamodules.images:ImageData",
     "shards": "zoo.datamodules.shards:ShardData",
     "tokens": "zoo.datamodules.token_cache:TokenCache",
+    "moving_mnist": "zoo.datamodules.moving_mnist:MovingMNIST",
+    "clip_tokens": "zoo.datamodules.clip_tokens:ClipTokens",
 }
 
 TASKS = {
@@ -75,11 +79,15 @@ TASKS = {
     "proxy_codes": "zoo.tasks.proxy_codes:ProxyCodes",
     "flow_matching": "zoo.tasks.flow_matching:FlowMatching",
     "token_generation": "zoo.tasks.token_generation:TokenGeneration",
+    "video_reconstruction": "zoo.tasks.video_reconstruction:VideoReconstruction",
+    "next_block": "zoo.tasks.next_block:NextBlock",
 }
 
 # official weights and configs <-> ours: module with to_zoo, to_official, config_from_official
 CONVERTERS = {
     "videogpt": "zoo.convert.videogpt",
+    "omnitokenizer": "zoo.convert.omnitokenizer",
+    "open_magvit2": "zoo.convert.open_magvit2",
     "mqt": "zoo.convert.mqt",
     "nbp_tokenizer": "zoo.convert.nbp_tokenizer",
     "nbp": "zoo.convert.nbp",
@@ -103,6 +111,9 @@ CONVERTERS = {
 # parity cases: system -> function that runs a case
 REPLAYS = {
     "videogpt": "zoo.convert.videogpt:replay",
+    "omnitokenizer": "zoo.convert.omnitokenizer:replay",
+    "open_magvit2_video": "zoo.convert.open_magvit2:replay",
+    "globalcom2": "zoo.convert.globalcom2:replay",
     "tokenunify": "zoo.convert.tokenunify:replay",
     "mqt": "zoo.convert.mqt:replay",
     "hired": "zoo.convert.token_reduction:replay_hired",
@@ -111,6 +122,7 @@ REPLAYS = {
     "video_sampling": "zoo.convert.video_sampling:replay",
     "nbp_tokenizer": "zoo.convert.nbp_tokenizer:replay",
     "nbp": "zoo.convert.nbp:replay",
+    "exact-byte": "zoo.convert.exact_byte:replay",
     "streaming-llm": "zoo.convert.streaming_llm:replay",
     "lm-infinite": "zoo.convert.lm_infinite:replay",
     "h2o": "zoo.convert.h2o:replay",

@@ -220,6 +220,20 @@ def test_guidance_mixes_two_prompts() -> None:
     assert out.ids[0].tolist() == line
 
 
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_drafts_change_nothing_under_guidance(schedule: str) -> None:
+    model, table = make("gqa").double(), TokenTable(VOCAB)
+    ids, valid = prompts()
+    fields = {"max_new_tokens": 12, "guidance": 2.5, "guidance_schedule": schedule, "num_return_sequences": 2}
+    cfg = GenerateConfig(**fields)
+    plain = generate(model, ids, valid, cfg, negative=ids[:, 4:])
+    for _ in range(2):  # the table has learned by the second time
+        drafted = generate(model, ids, valid, cfg, negative=ids[:, 4:], draft=table)
+        assert torch.equal(drafted.ids, plain.ids)
+        torch.testing.assert_close(drafted.logprobs, plain.logprobs)
+    assert sum(drafted.stats.accepted) > 0
+
+
 def test_blocks_see_themselves_and_the_past() -> None:
     model = make("gqa").double()
     ids = prompts(2, 8)[0]
@@ -248,8 +262,10 @@ def test_refusals_are_one_clear_sentence() -> None:
         generate(model, ids, seeds=[1])
     with pytest.raises(ZooError, match="negative"):
         generate(model, ids, config=GenerateConfig(guidance=2.0))
-    with pytest.raises(ZooError, match="a draft and guidance"):
+    with pytest.raises(ZooError, match="a draft under guidance"):
         generate(model, ids, draft=TokenTable(VOCAB), negative=ids)
+    with pytest.raises(ZooError, match="a draft and block > 1 cannot"):
+        generate(model, ids, config=GenerateConfig(block=3), draft=TokenTable(VOCAB))
     model.reset_head(2)
     with pytest.raises(ZooError, match="language-model head"):
         generate(model, ids)

@@ -245,6 +245,8 @@ class _Run:
         limit = self.model.max_len
         inner = ModelTarget(self.model, len(ids), min(room, limit or room), self.policy, self.lean, cfg.max_new_tokens)
         target: Any = inner if negative is None else GuidedTarget(inner, cfg.scale)
+        if self.draft is not None and negative is not None and not inner.trees:
+            raise ZooError("a draft under guidance needs a model whose layers are all attention")
         start = time.perf_counter()
         chain = [*self.warpers, *cfg.warpers()]
         rows = Rows(
@@ -256,7 +258,7 @@ class _Run:
             scheme.start(ids, copies)
         else:
             logits = self._prefill(target, ids, valid)
-            last = ids[:, -1]
+            last = ids[: len(prompts), -1]
             if copies > 1:
                 index = torch.arange(len(prompts), device=ids.device).repeat_interleave(copies)
                 target.select(index)
@@ -284,6 +286,8 @@ class _Run:
             return target.prefill(ids, valid, chunk)
         if ids.shape[1] > 1:
             target.prefill(ids[:, :-1], None if valid is None else valid[:, :-1], chunk)
+        if isinstance(target, GuidedTarget):
+            target.hold(ids[len(ids) // 2 :, -1])
         return None
 
 
@@ -374,11 +378,10 @@ def _check(
     if cfg.guidance != 1 and negative is None:
         raise ZooError(f"guidance {cfg.guidance} needs `negative`, the prompts without the condition")
     clash = [
-        (draft is not None and policy is not None, "a draft", "a cache policy"),
-        (draft is not None and negative is not None, "a draft", "guidance"),
-        (draft is not None and cfg.block > 1, "a draft", "block > 1"),
-        (policy is not None and cfg.block > 1, "a cache policy", "block > 1"),
+        (draft is not None and policy is not None, "a draft", "a cache policy", "it forgets between any two tokens"),
+        (draft is not None and cfg.block > 1, "a draft", "block > 1", "a block's tokens come at once already"),
+        (policy is not None and cfg.block > 1, "a cache policy", "block > 1", "it forgets between any two tokens"),
     ]
-    for both, one, other in clash:
+    for both, one, other, why in clash:
         if both:
-            raise ZooError(f"{one} and {other} cannot be used together")
+            raise ZooError(f"{one} and {other} cannot be used together: {why}")

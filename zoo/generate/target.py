@@ -211,8 +211,9 @@ class GuidedTarget:
     def __init__(self, inner: ModelTarget, scale: Callable[[int], float]) -> None:
         self.inner = inner
         self.scale = scale
-        self.emitted = 0
+        self.emitted = [0] * (_rows(inner.state) // 2)
         self.trees = inner.trees
+        self._roots: Tensor | None = None  # [B] last tokens of the prompts without the condition, not consumed yet
 
     @property
     def forwards(self) -> int:
@@ -227,27 +228,63 @@ class GuidedTarget:
         hidden = self.inner.hidden
         return None if hidden is None else hidden.chunk(2)[0]
 
-    def _mix(self, logits: Tensor, scale: float) -> Tensor:
+    def _mix(self, logits: Tensor, depth: list[list[int]]) -> Tensor:
+        """Logits [2B, n, V] combined, token i of a row being the one after emitted + depth[row][i] others."""
+        scale = [[self.scale(sent + d) for d in line] for sent, line in zip(self.emitted, depth, strict=True)]
         given, without = logits.chunk(2)
-        return without + (given - without) * scale
+        return without + (given - without) * torch.tensor(scale, device=logits.device, dtype=logits.dtype)[..., None]
 
     def prefill(self, ids: Tensor, valid: Tensor | None = None, chunk: int = 0) -> Tensor:
-        return self._mix(self.inner.prefill(ids, valid, chunk), self.scale(0))
+        logits = self._mix(self.inner.prefill(ids, valid, chunk)[:, None], [[0]] * len(self.emitted))[:, 0]
+        self.emitted = [1] * len(self.emitted)
+        return logits
+
+    def hold(self, roots: Tensor) -> None:
+        """The last prompt tokens [B] without the condition are consumed with the first pass (drafts hang on them)."""
+        self._roots = roots
+        self.emitted = [0] * len(self.emitted)
+
+    def _both(self, tokens: Tensor) -> Tensor:
+        other, roots, self._roots = tokens, self._roots, None
+        if roots is not None:
+            other = tokens.clone()
+            other[:, 0] = roots
+        return torch.cat([tokens, other])
 
     def append(self, tokens: Tensor) -> Tensor:
-        self.emitted += tokens.shape[1]
-        return self._mix(self.inner.append(tokens.repeat(2, 1)), self.scale(self.emitted))
+        count = tokens.shape[1]
+        logits = self._mix(self.inner.append(self._both(tokens)), [list(range(count))] * len(tokens))
+        self.emitted = [sent + count for sent in self.emitted]
+        return logits
+
+    def tree(self, tokens: Tensor, parent: Tensor) -> Tensor:
+        """Logits [B, n, V] of a tree, as `ModelTarget.tree`; a schedule goes by each guess's depth."""
+        depth: list[list[int]] = []
+        for line in parent.tolist():
+            depth.append([])
+            for up in line:
+                depth[-1].append(0 if up < 0 else depth[-1][up] + 1)
+        return self._mix(self.inner.tree(self._both(tokens), parent.repeat(2, 1)), depth)
+
+    def commit(self, path: Tensor) -> None:
+        self.inner.commit(path.repeat(2, 1))
+        kept = (path >= 0).sum(1).tolist()
+        self.emitted = [sent + count for sent, count in zip(self.emitted, kept, strict=True)]
 
     def step(self, tokens: Tensor) -> Tensor:
         return self.append(tokens)[:, -1]
 
     def block(self, tokens: Tensor) -> Tensor:
-        self.emitted += tokens.shape[1]
-        return self._mix(self.inner.block(tokens.repeat(2, 1)), self.scale(self.emitted))
+        """A block whose tokens come into being together, all at the scale of the first of the next block."""
+        count = tokens.shape[1]
+        self.emitted = [sent + count for sent in self.emitted]
+        return self._mix(self.inner.block(tokens.repeat(2, 1)), [[0] * count] * len(tokens))
 
     def select(self, rows: Tensor) -> None:
         half = _rows(self.inner.state) // 2
         self.inner.select(torch.cat([rows, rows + half]))
+        self.emitted = [self.emitted[row] for row in rows.tolist()]
+        self._roots = None if self._roots is None else self._roots[rows]
 
 
 def _takes_back(state: Any) -> bool:

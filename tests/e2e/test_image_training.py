@@ -1,4 +1,4 @@
-"""Every training of pictures, stopped between two checkpoints and resumed, ends with the weights of the unbroken run."""
+"""Every training of pictures, stopped and resumed, ends with the weights of the unbroken run."""
 
 from __future__ import annotations
 

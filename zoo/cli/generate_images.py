@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ZooError, nearest
@@ -74,23 +73,18 @@ def trained_on(found: Artifact) -> str:
     """The visual tokenizer whose ids a generator was trained on.
 
     Raises:
-        ZooError: the artifact does not say, or it is gone.
+        ZooError: the artifact does not say.
     """
-    for file in found.run.get("data", {}).get("files", ()):
-        path = Path(str(file.get("path", "")))
-        if path.suffix == ".safetensors" and path.is_file():
-            from safetensors import safe_open
-
-            with safe_open(path, "np") as stored:
-                return (stored.metadata() or {}).get("tokenizer", "")
-    raise ZooError("this generator does not say which visual tokenizer decodes its ids: name it with --tokenizer")
+    ref = found.run.get("data", {}).get("visual_tokenizer", "")
+    if not ref:
+        raise ZooError("this generator does not say which visual tokenizer decodes its ids: name it with --tokenizer")
+    return str(ref)
 
 
 def check_pair(generator: Any, tokenizer: Any, ref: str) -> None:
     """Raise ZooError unless the tokenizer decodes what the generator makes."""
     codes, length, most = generator.config.codes, generator.config.length, tokenizer.num_tokens
-    shorter = hasattr(tokenizer.config, "fsq") and hasattr(tokenizer, "latents") and length < most
-    if tokenizer.vocab_size != codes or not (length == most or shorter):
+    if tokenizer.vocab_size != codes or not (length == most or (tokenizer.ordered and length < most)):
         raise ZooError(
             f"the generator makes {length} ids out of {codes}, but '{ref}' decodes {tokenizer.num_tokens} out of "
             f"{tokenizer.vocab_size}"

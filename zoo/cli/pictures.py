@@ -161,7 +161,7 @@ def decode(model: VisualModel, ids: Tensor, args: argparse.Namespace) -> Tensor:
     """
     import torch
 
-    if hasattr(model, "decode_latents") and hasattr(model.config, "fsq"):
+    if model.ordered:
         from zoo.nn.flow import Guidance
 
         source = torch.Generator().manual_seed(args.seed)

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from zoo.nn.image_metrics import psnr, ssim
 
     _, model = load_visual(args.ref)
-    counts = token_counts(args.tokens, model.num_tokens, sweep=hasattr(model.config, "fsq"))
+    counts = token_counts(args.tokens, model.num_tokens, sweep=model.ordered)
     scores: dict[int, list[tuple[float, float]]] = {k: [] for k in counts}
     columns: list[list[torch.Tensor]] = [[] for _ in range(len(counts) + 1)]
     for pixels in pictures.batches(model.config.preprocess, args.batch_size):

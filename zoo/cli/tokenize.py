@@ -43,9 +43,9 @@ def run(args: argparse.Namespace) -> int:
     pictures = find(args)
     import torch
 
-    found, model = load_visual(args.ref)
+    _, model = load_visual(args.ref)
     about = {
-        "tokenizer": str(found.path if Path(args.ref).expanduser().is_dir() else args.ref),
+        "tokenizer": args.ref,
         "vocab_size": str(model.vocab_size),
         "classes": json.dumps(list(pictures.classes)),
     }

@@ -81,6 +81,10 @@ class Data(LightningDataModule):
         """Length of the longest row of ids that a loader can give."""
         raise NotImplementedError
 
+    def facts(self) -> dict[str, str]:
+        """What else run.json says of the data."""
+        return {}
+
     def files(self) -> list[dict[str, str]]:
         """`{"path", "sha256"}` of each file, as it is on disk.
 

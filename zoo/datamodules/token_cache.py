@@ -179,6 +179,10 @@ class TokenCache(Data):
         highest = max(int(cache.labels.max()) for cache in self.caches.values())
         return self.first.classes or tuple(map(str, range(highest + 1)))
 
+    def facts(self) -> dict[str, str]:
+        """The artifact that decodes the tokens."""
+        return {"visual_tokenizer": self.first.tokenizer} if self.first.tokenizer else {}
+
     @property
     def max_tokens(self) -> int:
         return self.config.tokens or self.first.ids.shape[2]

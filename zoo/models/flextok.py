@@ -237,6 +237,8 @@ def from_patches(x: Tensor, patch: int) -> Tensor:
 class FlexTok(VisualModel):
     """Pixels [B, 3, S, S] -> ids [B, K]; any prefix of the ids decodes to a picture, by sampling."""
 
+    ordered = True
+
     def __init__(self, config: FlexTokConfig) -> None:
         super().__init__()
         self.config = config

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +30,15 @@ class Reconstruction:
 
 
 class VisualModel(nn.Module):
-    """Base class: `config.preprocess`, `vocab_size`, `num_tokens`, and the verbs `encode` and `decode`."""
+    """Base class: `config.preprocess`, `vocab_size`, `num_tokens`, and the verbs `encode` and `decode`.
+
+    `ordered`: any first few of a picture's ids decode to a picture, by sampling with steps and guidance (FlexTok).
+    """
 
     config: Any
     vocab_size: int | None
     num_tokens: int
+    ordered: ClassVar[bool] = False
 
     def encode(self, pixels: Tensor) -> Tensor:
         """[B, 3, H, W] in [0, 1] -> [B, K] int64."""

@@ -49,7 +49,7 @@ class FlowMatching(VisualTask):
 
     def __init__(self, model: nn.Module, config: FlowMatchingConfig) -> None:
         super().__init__(model, config)
-        if not hasattr(model, "decode_latents") or not hasattr(model.config, "noise"):  # type: ignore[union-attr]
+        if not getattr(model, "ordered", False):
             raise ZooError(f"task flow_matching trains a FlexTok, not a {type(model).__name__}")
         too_many = [k for k in config.psnr_tokens if not 1 <= k <= model.num_tokens]  # type: ignore[operator]
         if too_many:

@@ -25,6 +25,7 @@ from zoo.train.assemble import (
     finetuning,
     load_start,
     model_config,
+    with_strands,
 )
 from zoo.train.finetune import prepare, trainable
 from zoo.train.recipe import RecipeConfig
@@ -67,6 +68,7 @@ def dry_run(recipe: RecipeConfig) -> DryRun:
     Raises:
         ZooError: what `train` would raise before its first step.
     """
+    recipe = dataclasses.replace(recipe, data=with_strands(recipe.data, recipe.task))
     start = load_start(recipe.init) if recipe.init else None
     tokenizer, data = build_data(recipe, start)
     data.setup("fit")

@@ -239,6 +239,7 @@ class _Run:
                 "task_kind": data.task_kind,
                 "num_outputs": data.num_outputs,
                 "classes": list(data.classes),
+                **data.facts(),
             },
             "recipe": to_dict(recipe),
         }

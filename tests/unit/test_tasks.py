@@ -275,3 +275,87 @@ def test_hyperparameters_are_plain_values() -> None:
     task = tasks.build({"name": "causal_lm"}, Fixed(torch.zeros(2, 2), "lm"))
     assert type(task.hparams["task"]) is dict
     assert type(task.hparams["task"]["optim"]["betas"]) is list
+
+
+@pytest.mark.parametrize("quirk", [False, True])
+def test_causal_lm_per_base_is_the_marginal_loss(quirk: bool) -> None:
+    from zoo.nn.losses import per_base_loss
+    from zoo.tokenizers.kmer import KmerTokenizer, KmerTokenizerConfig
+    from zoo.train.assemble import equip, kmers_of
+
+    tokenizer = KmerTokenizer(KmerTokenizerConfig(k=2, specials="<oov> <s> </s> <pad> <mask>"))
+    size = tokenizer.vocab_size + 3  # rows that no token uses
+    model = Fixed(torch.randn(size, size), "lm")
+    task = tasks.build({"name": "causal_lm", "objective": "per_base", "specials_as_first": quirk}, model)
+    equip(task, tokenizer)
+    ids = torch.tensor([[1, 7, 9, 0, 20, 2, 3], [1, 6, 6, 14, 2, 3, 3]])
+    batch = {"ids": ids, "valid": ids != 3}
+    table = torch.tensor([*(kmers_of(tokenizer) or ()), *[[-1, -1]] * 3])
+    assert [tokenizer.config.alphabet[i] for i in table[7].tolist()] == list(tokenizer.vocab[7])
+    targets = ids[:, 1:].masked_fill(ids[:, 1:] == 3, -100)
+    expected = per_base_loss(model.table[ids][:, :-1], targets, table, specials_as_first=quirk)
+    loss, weight = task.compute(batch, "train")
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
+    assert int(weight) == 8  # neither padding nor <oov>
+    loss.backward()
+    assert float(model.table.grad.abs().sum()) > 0
+
+
+def test_causal_lm_z_of_the_largest_logit() -> None:
+    model = Fixed(torch.randn(8, 8), "lm")
+    ids = torch.tensor([[5, 4, 6]])
+    batch = {"ids": ids, "valid": ids != 0}
+    plain, z = (tasks.build({"name": "causal_lm", "z_loss": w, "z_of": "max"}, model) for w in (0.0, 0.5))
+    extra = float((z.compute(batch, "train")[0] - plain.compute(batch, "train")[0]).detach())
+    assert extra == pytest.approx(0.5 * float(model.table[ids][0, :2].amax(-1).square().mean().detach()), rel=1e-5)
+
+
+def test_whole_kmers_are_hidden_in_runs_of_one_fate() -> None:
+    task = masked_task(whole_kmer=6)
+    ids = torch.randint(3, 12, (400, 120))
+    hidden, chosen = task.hide(ids, None, None)
+    assert chosen.float().mean() == pytest.approx(0.15, abs=0.015)
+    edges = F.pad(chosen.int(), (1, 1)).diff(dim=1)
+    starts, ends = (edges == 1).nonzero()[:, 1], (edges == -1).nonzero()[:, 1]
+    inner = (starts > 0) & (ends < 120)
+    assert ((ends - starts)[inner] % 6 == 0).all()
+    masked = hidden == 1
+    runs = F.pad(masked.int(), (1, 1)).diff(dim=1)
+    lengths = (runs == -1).nonzero()[:, 1] - (runs == 1).nonzero()[:, 1]
+    assert (lengths[lengths % 6 != 0].numel()) < 0.35 * lengths.numel()  # only runs cut by a row's end
+    assert masked[chosen].float().mean() == pytest.approx(0.8, abs=0.03)
+    first, second = (task.hide(ids, None, torch.Generator().manual_seed(3))[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_both_strands_join_logits_or_probabilities() -> None:
+    from zoo.tasks.strands import at, both_strands
+
+    one, two = torch.randn(4, 3), torch.randn(4, 3)
+    assert torch.equal(both_strands(one, two, "conjoin", "multiclass"), (one + two) / 2)
+    average = both_strands(one, two, "average", "multiclass")
+    torch.testing.assert_close(average.softmax(-1), (one.softmax(-1) + two.softmax(-1)) / 2)
+    torch.testing.assert_close(average.logsumexp(-1), torch.zeros(4), atol=1e-6, rtol=0)
+    each = both_strands(one, two, "average", "multilabel")
+    torch.testing.assert_close(each.sigmoid(), (one.sigmoid() + two.sigmoid()) / 2)
+    assert torch.equal(both_strands(one, two, "average", "regression"), (one + two) / 2)
+    known = torch.tensor([True, False, True, False])
+    assert torch.equal(both_strands(one, two, "conjoin", "multiclass", known)[1], one[1])
+    logits = torch.randn(1, 2, 3, 5)
+    token, place = torch.tensor([[0, 0, 1, -1]]), torch.tensor([[0, 2, 1, -1]])
+    assert torch.equal(at(logits, token, place)[0, 1], logits[0, 0, 2])
+    assert torch.equal(at(logits[:, :, 0], token)[0, 2], logits[0, 1, 0])
+
+
+def test_rates_fall_from_the_head_to_the_embedding() -> None:
+    from zoo.tasks.optim import layer_scales
+
+    names = ["embed.weight", "backbone.layers.0.a", "backbone.layers.1.a", "backbone.norm.weight", "head.weight"]
+    assert list(layer_scales(names, 0.5).values()) == [0.125, 0.25, 0.5, 1.0, 1.0]
+    with pytest.raises(ConfigError, match="layer_decay needs a model with a backbone"):
+        layer_scales(["vocab.weight"], 0.5)
+    low, high = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    groups = [{"params": [low, high], "weight_decay": 0.0, "lr": 0.2}]
+    config = OptimConfig(lr=1.0, schedule="constant", layer_decay=0.5)
+    optimizer, _ = make_optimizer(groups, config, 10, scales={id(low): 0.5})
+    assert [(g["initial_lr"], g["weight_decay"]) for g in optimizer.param_groups] == [(0.1, 0.0), (0.2, 0.0)]

@@ -34,6 +34,8 @@ class LabelledDataConfig:
         label: column or columns of the labels.
         task: what the labels are. `token` is one letter for every base, in a string as long as the sequence ('.': no
             label); a token's label is the commonest of its bases.
+        per_base: with `token`: labels and predictions are those of single bases, whatever tokens they lie in; batches
+            then hold `base` (the token that covers each base) and `place` (where in it), and labels are [B, bases].
         classes: names of the classes, or of the outputs of multilabel; () takes them from the training labels.
         val_fraction: part of train held out for val when there is no val file.
         folds, fold: cross-validation when there is no test file: fold `fold` is test and the next one val.
@@ -67,6 +69,7 @@ class LabelledDataConfig:
     sequence2: str | None = None
     label: str | tuple[str, ...] = "label"
     task: Literal["multiclass", "multilabel", "regression", "token"] = "multiclass"
+    per_base: bool = False
     classes: tuple[str, ...] = ()
     val_fraction: float = 0.0
     folds: int = 0
@@ -99,6 +102,8 @@ class LabelledDataConfig:
             raise ValueError(f"label must be one column when task is {self.task}")
         if self.task == "token" and self.sequence2 is not None:
             raise ValueError("labels per base are for single sequences, not for pairs")
+        if self.per_base and self.task != "token":
+            raise ValueError(f"per_base is for labels of the kind 'token', not '{self.task}'")
         if self.batch_size < 1 or (self.eval_batch_size is not None and self.eval_batch_size < 1):
             raise ValueError("batch_size and eval_batch_size must be at least 1")
 

@@ -116,10 +116,54 @@ class LabelledSource:
         ids, valid = self._assemble(forward)
         labels = self._token_labels(index, turn, valid) if cfg.task == "token" else self.labels[index]
         batch = {"ids": ids, "valid": valid, "labels": labels, "index": index}
+        if cfg.task == "token" and (cfg.per_base or cfg.rc_views):
+            batch |= self._bases(index, turn, batch)
         if cfg.rc_views:
             backward = [row if turn[i] else other[i] for i, row in enumerate(rows)]
             batch["ids_rc"], batch["valid_rc"] = self._assemble(backward)
+            if cfg.task == "token":
+                batch |= self._bases_rc(index, turn, batch)
         return batch
+
+    def _frame(self) -> tuple[int, int]:
+        return (len(self.tokenizer.prefix), len(self.tokenizer.suffix)) if self.frame else (0, 0)
+
+    def _cover(self, text: bytes, valid: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """For each base of *text*, the place in the row of the token that covers it, and the base's place in it."""
+        spans = self.tokenizer.offsets(text, add_special=False)
+        return token_labels.covering(spans, len(text), valid, *self._frame(), self.settings.truncate)
+
+    def _strand(self, i: int, turned: bool) -> bytes:
+        return reverse_complement(self.texts[i]) if turned else self.texts[i]
+
+    def _bases(self, index: NDArray[np.int64], turn: NDArray[np.bool_], batch: dict[str, Any]) -> dict[str, Any]:
+        """`base`, `place` and the labels of single bases [B, N]; -1 and -100 behind the end of a shorter sequence."""
+        if not self.settings.per_base:
+            return {}
+        found = [self._cover(self._strand(i, turn[r]), batch["valid"][r]) for r, i in enumerate(index)]
+        base, place = (token_labels.stack([pair[j] for pair in found], -1) for j in (0, 1))
+        rows = [self.labels[i][::-1] if turn[r] else self.labels[i] for r, i in enumerate(index)]
+        labels = np.where(base >= 0, token_labels.stack(rows, token_labels.IGNORED), token_labels.IGNORED)
+        return {"base": base, "place": place, "labels": labels}
+
+    def _bases_rc(self, index: NDArray[np.int64], turn: NDArray[np.bool_], batch: dict[str, Any]) -> dict[str, Any]:
+        """`base_rc` and `place_rc`: where the reverse complement's row holds the partner of each base (or token)."""
+        tokens, places = [], []
+        for r, i in enumerate(index):
+            token, place = self._cover(self._strand(i, not turn[r]), batch["valid_rc"][r])
+            token, place = token[::-1], place[::-1]  # base b of one strand is base n - 1 - b of the other
+            if not self.settings.per_base:  # the partner of a token is the one that covers its middle base
+                spans = self.tokenizer.offsets(self._strand(i, turn[r]), add_special=False)
+                row = token[np.minimum((spans[:, 0] + spans[:, 1]) // 2, len(token) - 1)]
+                token = token_labels.place([row], batch["valid"][r : r + 1], *self._frame(), self.settings.truncate)[0]
+            tokens.append(token)
+            places.append(place)
+        base = token_labels.stack(tokens, -1)
+        return (
+            {"base_rc": base, "place_rc": token_labels.stack(places, -1)}
+            if self.settings.per_base
+            else {"base_rc": base}
+        )
 
     def _token_labels(
         self, index: NDArray[np.int64], turn: NDArray[np.bool_], valid: NDArray[np.bool_]
@@ -130,5 +174,4 @@ class LabelledSource:
             if turn[place]:
                 text, labels = reverse_complement(text), labels[::-1]
             rows.append(token_labels.per_token(self.tokenizer, text, labels, self.classes))
-        added = (len(self.tokenizer.prefix), len(self.tokenizer.suffix)) if self.frame else (0, 0)
-        return token_labels.place(rows, valid, *added, self.settings.truncate)
+        return token_labels.place(rows, valid, *self._frame(), self.settings.truncate)

@@ -68,3 +68,33 @@ def place(
         kept = row[len(row) - len(inner) :] if truncate == "left" else row[: len(inner)]
         out[i, inner] = kept
     return out
+
+
+def covering(
+    spans: NDArray[np.int64], bases: int, valid: NDArray[np.bool_], before: int, behind: int, truncate: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each of *bases* the place in a row of the token that covers it, and the base's place in that token; or -1.
+
+    Args:
+        spans: [T, 2] start and end of the tokens in the text, special ones left out.
+        bases: length of the text.
+        valid: [L] the real tokens of the row.
+        before, behind: special tokens at its ends.
+        truncate: the side from which tokens were cut where the row has fewer than T.
+    """
+    real = np.flatnonzero(valid)
+    inner = real[before : len(real) - behind]
+    lost = len(spans) - len(inner) if truncate == "left" else 0
+    token, place = np.full(bases, -1, np.int64), np.full(bases, -1, np.int64)
+    for where, (start, end) in zip(inner, spans[lost : lost + len(inner)], strict=True):
+        token[start:end] = where
+        place[start:end] = np.arange(end - start)
+    return token, place
+
+
+def stack(rows: Sequence[NDArray[Any]], fill: int) -> NDArray[np.int64]:
+    """Rows of unlike lengths as [B, longest], filled up on the right."""
+    out = np.full((len(rows), max(map(len, rows), default=0)), fill, np.int64)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return out

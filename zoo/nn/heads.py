@@ -25,12 +25,15 @@ class HeadConfig:
             ones (its SequenceDecoder with a mask, right for right padding only); `before_pad` the position before
             the first pad, or the last of all where there is none or the row starts with one (its Hugging Face port).
         bias: bias of the output layer of the `token` and `sequence` kinds; an `lm` head has none.
+        slots: places inside a token that a `token` head tells apart, num_outputs for each: k for k-mers, so that every
+            base gets an output of its own.
         dropout: before the output layer.
         tied: an `lm` head uses the token embedding as its weight.
     """
 
     kind: Literal["lm", "token", "sequence"] = "lm"
     num_outputs: int = 0
+    slots: int = 1
     pooling: Literal["last", "mean", "first", "mean_all", "sum_all", "mean_prefix", "before_pad"] = "last"
     bias: bool = True
     dropout: float = 0.0
@@ -39,6 +42,8 @@ class HeadConfig:
     def __post_init__(self) -> None:
         if self.kind != "lm" and self.num_outputs < 1:
             raise ValueError(f"a '{self.kind}' head needs num_outputs of at least 1, got {self.num_outputs}")
+        if self.slots != 1 and (self.kind != "token" or self.slots < 1):
+            raise ValueError(f"slots are for 'token' heads and at least 1, got {self.slots} for '{self.kind}'")
 
 
 class Head(nn.Module):
@@ -52,7 +57,7 @@ class Head(nn.Module):
         self.bias: nn.Parameter | None = None
         lm = config.kind == "lm"
         if not (lm and config.tied):
-            outputs = vocab_size if lm else config.num_outputs
+            outputs = vocab_size if lm else config.num_outputs * config.slots
             self.weight = nn.Parameter(torch.empty(outputs, d_model))
             if config.bias and not lm:
                 self.bias = nn.Parameter(torch.empty(outputs))
@@ -66,12 +71,16 @@ class Head(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, hidden: Tensor, valid: Tensor | None = None, embedding: Tensor | None = None) -> Tensor:
-        """hidden [B, L, D] -> [B, L, V], [B, L, num_outputs] or [B, num_outputs]; *embedding* [V, D] where tied."""
+        """hidden [B, L, D] -> [B, L, V], [B, L, num_outputs] or [B, num_outputs]; *embedding* [V, D] where tied.
+
+        With several slots [B, L, slots, num_outputs].
+        """
         if self.config.kind == "sequence":
             hidden = pool(hidden, valid, self.config.pooling)
         weight = embedding if self.weight is None else self.weight
         assert weight is not None
-        return F.linear(self.dropout(hidden), weight, self.bias)
+        y = F.linear(self.dropout(hidden), weight, self.bias)
+        return y if self.config.slots == 1 else y.unflatten(-1, (self.config.slots, self.config.num_outputs))
 
 
 def pool(hidden: Tensor, valid: Tensor | None, mode: str) -> Tensor:

@@ -15,6 +15,7 @@ from zoo.errors import ZooError
 from zoo.tasks.base import Batch, Task, forward
 from zoo.tasks.metrics import multiclass_metrics, multilabel_metrics, regression_metrics
 from zoo.tasks.optim import OptimConfig
+from zoo.tasks.strands import BOTH, at, both_strands
 
 METRICS = {"multiclass": multiclass_metrics, "multilabel": multilabel_metrics, "regression": regression_metrics}
 
@@ -30,12 +31,17 @@ class ClassifyConfig:
         class_weights: weight of each class (multiclass) or of each label's positives (multilabel) in the training
             loss; empty weighs all alike.
         label_smoothing: share of the target mass spread over all classes (multiclass).
+        rc: what is made of the two strands. `augment` trains on a random one of them; `average` does so too and takes
+            the mean of both strands' probabilities at test time; `conjoin` trains on the strand that is given (add
+            data.rc_augment=true to draw it) and takes the mean of both strands' logits at test time (post-hoc
+            conjoining), so that both strands get the same answer. Predictions for tokens are turned round first.
     """
 
     optim: OptimConfig = field(default_factory=OptimConfig)
     kind: Literal["multiclass", "multilabel", "regression"] = "multiclass"
     class_weights: tuple[float, ...] = ()
     label_smoothing: float = 0.0
+    rc: Literal["none", "augment", "average", "conjoin"] = "none"
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
@@ -74,8 +80,29 @@ class Classify(Task):
         return loss, torch.tensor(len(labels), device=loss.device)
 
     def predict_logits(self, batch: Batch, stage: str) -> Tensor:
-        """Logits [B, K] or [B, L, K]. Averaging over views of a sequence at test time would be done here."""
-        return forward(self.model, batch)
+        """Logits [B, K], [B, L, K] or, where the batch says which token covers each base, [B, N, K].
+
+        Where `rc` asks for it and the stage is not `train`, one prediction from both strands.
+        """
+        logits = self.bases(forward(self.model, batch), batch, "")
+        if stage == "train" or self.config.rc not in BOTH:
+            return logits
+        if "ids_rc" not in batch:
+            raise ZooError(f"task.rc={self.config.rc} reads both strands: set data.rc_views=true")
+        turned = forward(self.model, {"ids": batch["ids_rc"], "valid": batch["valid_rc"]})
+        known = batch["base_rc"] >= 0 if "base_rc" in batch else None
+        return both_strands(logits, self.bases(turned, batch, "_rc"), self.config.rc, self.config.kind, known)
+
+    def bases(self, logits: Tensor, batch: Batch, strand: str) -> Tensor:
+        """Logits of a `token` head at the bases, or tokens, of the given strand that have labels; others as they are.
+
+        *strand* is "_rc" for logits of the reverse complement.
+        """
+        if f"base{strand}" not in batch:
+            if logits.dim() == 4:
+                raise ZooError("a head with slots predicts single bases: set data.per_base=true")
+            return logits
+        return at(logits, batch[f"base{strand}"], batch.get(f"place{strand}"))
 
     def flat(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [N, K] (or [N] for a single number) and labels without ignored places."""

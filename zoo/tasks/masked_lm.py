@@ -25,18 +25,24 @@ class MaskedLMConfig:
         optim: optimiser and schedule.
         probability: share of the real tokens to predict.
         masked, random: of those, the shares replaced by the mask token and by a random token; the rest stay.
+        whole_kmer: tokens are hidden in runs of this many neighbours, which share their fate, instead of one by one.
+            Single bases, and k-mers that overlap, are nearly told by their neighbours (DNABERT, Ji et al. 2021, hides
+            k at a time); where tokens are whole k-mers already, 1 hides whole k-mers.
     """
 
     optim: OptimConfig = field(default_factory=OptimConfig)
     probability: float = 0.15
     masked: float = 0.8
     random: float = 0.1
+    whole_kmer: int = 1
 
     def __post_init__(self) -> None:
         if not 0 < self.probability <= 1:
             raise ValueError(f"probability must lie between 0 and 1, got {self.probability}")
         if self.masked < 0 or self.random < 0 or self.masked + self.random > 1:
             raise ValueError(f"masked and random must be shares of at most 1 in all, got {self.masked}, {self.random}")
+        if self.whole_kmer < 1:
+            raise ValueError(f"whole_kmer must be at least 1 token, got {self.whole_kmer}")
 
 
 class MaskedLM(Task):
@@ -83,6 +89,11 @@ class MaskedLM(Task):
         assert self.maskable is not None, "set_vocabulary comes before training"
         assert self.mask_id is not None
         draw = torch.rand(2, *ids.shape, generator=generator).to(ids.device)
+        if (run := self.config.whole_kmer) > 1:
+            # each row is cut into runs at a place of its own, and a run's tokens share one draw
+            first = torch.randint(run, (len(ids), 1), generator=generator).to(ids.device)
+            piece = (torch.arange(ids.shape[1], device=ids.device) + first) // run  # [B, L]
+            draw = draw.gather(2, piece.expand_as(draw).clamp_max(ids.shape[1] - 1))
         chosen = self.maskable[ids] & (draw[0] < self.config.probability)
         if valid is not None:
             chosen &= valid

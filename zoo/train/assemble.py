@@ -12,11 +12,13 @@ from torch import nn
 from zoo import catalogue, datamodules, tasks, tokenizers
 from zoo.config import from_dict, resolve, to_dict
 from zoo.errors import ConfigError, ZooError, nearest
+from zoo.tasks.strands import BOTH
 from zoo.train import images
 from zoo.train.finetune import FinetuneConfig, prepare
 from zoo.train.recipe import RecipeConfig
 
 LANGUAGE_TASKS = ("causal_lm", "masked_lm")
+LABELS = {"token": "multiclass"}  # what task.kind is called for labels that are called otherwise in the data
 
 
 @dataclass
@@ -42,6 +44,7 @@ def assemble(recipe: RecipeConfig) -> Parts:
     Raises:
         ZooError: a file is missing or changed; data, tokenizer, model, task and initial weights do not go together.
     """
+    recipe = dataclasses.replace(recipe, data=with_strands(recipe.data, recipe.task))
     start = load_start(recipe.init) if recipe.init else None
     tokenizer, data = build_data(recipe, start)
     data.prepare_data()
@@ -63,6 +66,27 @@ def assemble(recipe: RecipeConfig) -> Parts:
     if tokenizer is not None and not recipe.tokenizer:
         full = dataclasses.replace(full, tokenizer=tokenizer.section())
     return Parts(full, tokenizer, data, model, task)
+
+
+def with_strands(data: dict[str, Any], task: dict[str, Any]) -> dict[str, Any]:
+    """The data section with what the task's policy for the two strands (`task.rc`) needs.
+
+    Raises:
+        ConfigError: the data set has no strands to offer.
+    """
+    policy = task.get("rc", "none")
+    if policy == "none":
+        return data
+    target = catalogue.lookup(catalogue.DATAMODULES, data["name"], "data name")
+    known = {item.name for item in dataclasses.fields(resolve(catalogue.schema_target(target)))}
+    if "rc_views" not in known:
+        raise ConfigError(f"task.rc={policy} is for labelled sequences; data '{data['name']}' offers no reverse strand")
+    changed = dict(data)
+    if policy in ("augment", "average"):
+        changed["rc_augment"] = True
+    if policy in BOTH:
+        changed["rc_views"] = True
+    return changed
 
 
 def finetuning(recipe: RecipeConfig) -> FinetuneConfig:
@@ -166,12 +190,19 @@ def check_fit(recipe: RecipeConfig, config: Any, tokenizer: Any, data: Any) -> N
         if head.kind != "lm":
             raise ZooError(f"task '{task}' needs a language-model head: set model.head.kind=lm, not {head.kind}")
         return
-    if recipe.task.get("kind", kind) != kind:
+    wanted = LABELS.get(kind, kind)
+    if recipe.task.get("kind", wanted) != wanted:
         raise ZooError(
-            f"task.kind is {recipe.task['kind']} but the labels of the data are {kind}: set task.kind={kind}"
+            f"task.kind is {recipe.task['kind']} but the labels of the data are {kind}: set task.kind={wanted}"
         )
     if head.kind == "lm":
-        raise ZooError(f"the labels are {kind}, so the model needs a head for them: set model.head.kind=sequence")
+        fitting = "token" if kind == "token" else "sequence"
+        raise ZooError(f"the labels are {kind}, so the model needs a head for them: set model.head.kind={fitting}")
+    if (kind == "token") != (head.kind == "token"):
+        right = "token" if kind == "token" else "sequence"
+        raise ZooError(f"model.head.kind is {head.kind} but the labels are {kind}: set model.head.kind={right}")
+    if head.slots > 1 and not recipe.data.get("per_base"):
+        raise ZooError(f"model.head.slots is {head.slots}, which needs labels of single bases: set data.per_base=true")
     if head.num_outputs != data.num_outputs:
         names = f" ({', '.join(data.classes)})" if len(data.classes) <= 12 and data.classes else ""
         raise ZooError(
@@ -205,8 +236,20 @@ def equip(task: Any, tokenizer: Any) -> None:
     """Tell a task what it has to know of the vocabulary: tasks themselves do not know tokenizers."""
     if tokenizer is not None and hasattr(task, "set_bases"):
         task.set_bases(bases_of(tokenizer))
+    if tokenizer is not None and hasattr(task, "set_kmers"):
+        ignored = tuple(tokenizer.special[name] for name in ("unk", "pad") if name in tokenizer.special)
+        task.set_kmers(kmers_of(tokenizer), ignored)
     if tokenizer is not None and hasattr(task, "set_vocabulary"):
         task.set_vocabulary(tokenizer.vocab_size, tokenizer.special, tokenizer.hidden)
+
+
+def kmers_of(tokenizer: Any) -> list[list[int]] | None:
+    """The letters of each token as numbers 0 to 3, -1 where it is no k-mer; None unless all others are k of four."""
+    letters, k = getattr(tokenizer.config, "alphabet", ""), getattr(tokenizer, "k", 0)
+    if len(letters) != 4 or not k:
+        return None
+    texts = (tokenizer.sequence([token]) for token in range(tokenizer.vocab_size))
+    return [[letters.index(letter) for letter in text] if len(text) == k else [-1] * k for text in texts]
 
 
 def bases_of(tokenizer: Any) -> list[int]:

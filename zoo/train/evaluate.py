@@ -9,7 +9,8 @@ import pytorch_lightning as pl
 
 from zoo import datamodules, tasks
 from zoo.errors import ZooError
-from zoo.train.assemble import LANGUAGE_TASKS, check_fit, check_lengths, equip
+from zoo.tasks.strands import BOTH
+from zoo.train.assemble import LABELS, LANGUAGE_TASKS, check_fit, check_lengths, equip
 from zoo.train.progress import quiet
 from zoo.train.recipe import RecipeConfig, TrainerConfig
 
@@ -47,9 +48,12 @@ def evaluate(
     if artifact.tokenizer is None:
         raise ZooError("this artifact has no tokenizer, so it cannot read a data set of sequences")
     section = _with_classes(section, artifact.classes)
+    trained = artifact.recipe.get("task", {})
+    if trained.get("rc", "none") in BOTH and section["name"] == "labelled":
+        section = {**section, "rc_views": True}
     data = datamodules.build(section, artifact.tokenizer, 0)
     data.setup("test")
-    task_section = _task(artifact.recipe.get("task", {}), data.task_kind)
+    task_section = _task(trained, LABELS.get(data.task_kind, data.task_kind))
     trainer = TrainerConfig(max_steps=1)
     recipe = RecipeConfig(name="evaluate", model={}, data=section, task=task_section, trainer=trainer)
     check_fit(recipe, artifact.model.config, artifact.tokenizer, data)

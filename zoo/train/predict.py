@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zoo.datamodules.augment import reverse_complement
+from zoo.datamodules.token_labels import covering
 from zoo.errors import ZooError
+from zoo.tasks.strands import BOTH, at, both_strands
 from zoo.tokenizers.base import to_bytes
 from zoo.train.evaluate import opened
 
@@ -29,9 +32,10 @@ def predict(
 ) -> Iterator[Row]:
     """Rows for (name, sequence) pairs, in their order; sequences of similar length share a batch.
 
-    A classifier gives `name`, `prediction` and one probability a class (a `token` head: one row a token with its
-    `start` and `end` in the sequence); regression gives the numbers; a language model gives `tokens`, `bases` (how
-    many bases were predicted), and their mean `log_likelihood` (natural logarithm) and `bits_per_base`. Of a masked
+    A classifier gives `name`, `prediction` and one probability a class (a `token` head: one row a token, or a base
+    where it was trained on single bases, with its `start` and `end` in the sequence); regression gives the numbers; a
+    language model gives `tokens`, `bases` (how many bases were predicted), and their mean `log_likelihood` (natural
+    logarithm) and `bits_per_base`. Where training asked for it (`task.rc`) both strands are read. Of a masked
     language model these are `pseudo_...`: each token given all others, one pass a token.
 
     Args:
@@ -79,13 +83,56 @@ class Predictor:
         self.add_special = bool(data.get("add_special", data.get("add_eos", True)))
         self.pad_side = data.get("pad_side")
         self.pad_to = data.get("pad_to")
+        self.rc = artifact.recipe.get("task", {}).get("rc", "none")
+        self.per_base = bool(data.get("per_base", False))
         self.head = artifact.model.config.head
         self.kind = artifact.info.get("outputs", {}).get("task_kind", "multiclass")
         self.classes = artifact.classes or [str(i) for i in range(self.head.num_outputs)]
 
-    @torch.inference_mode()
     def logits(self, texts: list[bytes]) -> tuple[Tensor, Tensor]:
-        """What the head says of texts (float32, the head's shape), and which tokens are real [B, L]."""
+        """What the head says of texts (float32, the head's shape), and which tokens are real [B, L].
+
+        A model that was trained to be read on both strands (`task.rc`) says it of both together; a `token` head does
+        so only in `base_logits`, since the tokens of the two strands differ.
+        """
+        logits, mask = self._logits(texts)
+        if self.rc in BOTH and self.head.kind == "sequence":
+            other, _ = self._logits([reverse_complement(text) for text in texts])
+            logits = both_strands(logits, other, self.rc, self._kind)
+        return logits, mask
+
+    @property
+    def _kind(self) -> str:
+        return self.kind if self.kind in ("multilabel", "regression") else "multiclass"
+
+    def base_logits(self, texts: list[bytes]) -> list[tuple[np.ndarray, Tensor]]:
+        """For each text the bases that some token covers [n], and what a `token` head says of them [n, K]."""
+        strands = [self._bases(texts)]
+        if self.rc in BOTH:
+            turned = self._bases([reverse_complement(text) for text in texts])
+            strands.append([(covered[::-1], logits.flip(0)) for covered, logits in turned])
+        found = []
+        for i, (covered, logits) in enumerate(strands[0]):
+            if len(strands) == 2:
+                known = torch.from_numpy(strands[1][i][0].copy())
+                logits = both_strands(logits, strands[1][i][1], self.rc, self._kind, known)
+            found.append((np.flatnonzero(covered), logits[torch.from_numpy(covered)]))
+        return found
+
+    def _bases(self, texts: list[bytes]) -> list[tuple[np.ndarray, Tensor]]:
+        """For each text which bases are covered [N], and logits of all of them [N, K] on the CPU."""
+        logits, mask = self._logits(texts)
+        frame = (len(self.tokenizer.prefix), len(self.tokenizer.suffix)) if self.add_special else (0, 0)
+        found = []
+        for row, text in enumerate(texts):
+            spans = self.tokenizer.offsets(text, add_special=False)
+            token, place = covering(spans, len(text), mask[row].cpu().numpy(), *frame, "right")
+            where, inside = (torch.from_numpy(part)[None] for part in (token, place))
+            found.append((token >= 0, at(logits[row : row + 1].cpu(), where, inside)[0]))
+        return found
+
+    @torch.inference_mode()
+    def _logits(self, texts: list[bytes]) -> tuple[Tensor, Tensor]:
         ids, valid = self.tokenizer.encode_batch(
             texts, None, self.pad_side, add_special=self.add_special, pad_to=self.pad_to
         )
@@ -115,6 +162,14 @@ class Predictor:
             yield from result
 
     def _batch(self, names: list[str], texts: list[bytes]) -> list[list[Row]]:
+        if self.head.kind == "token" and (self.per_base or self.rc in BOTH):
+            return [
+                [
+                    {"name": name, "start": int(base), "end": int(base) + 1, **self._row(scores)}
+                    for base, scores in zip(bases, self._scores(logits), strict=True)
+                ]
+                for name, (bases, logits) in zip(names, self.base_logits(texts), strict=True)
+            ]
         logits, mask = self.logits(texts)
         scores = self._scores(logits).cpu()
         if self.head.kind == "sequence":

@@ -72,7 +72,7 @@ class SentencePiece:
         self._memo: dict[bytes, tuple[int, ...] | None] = {}
 
     def _piece(self, fields: dict[int, int | bytes]) -> None:
-        name, kind = bytes(fields[1]).decode(), fields.get(3, _NORMAL)  # type: ignore[arg-type]
+        name, kind = bytes(fields[1]).decode(), fields.get(3, _NORMAL)
         place = len(self.pieces)
         if kind == _BYTE:
             value = int(name[3:5], 16)
@@ -80,7 +80,7 @@ class SentencePiece:
             self.pieces.append(bytes([value]))
         elif kind in (_NORMAL, _DEFINED):
             self._index[name] = place
-            self._score[name] = struct.unpack("<f", bytes(fields.get(2, b"\0\0\0\0")))[0]  # type: ignore[arg-type]
+            self._score[name] = struct.unpack("<f", bytes(fields.get(2, b"\0\0\0\0")))[0]
             self.pieces.append(name.encode())
         else:
             self.pieces.append(b"")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -216,8 +217,15 @@ class ByteView:
 class _Bytes:
     """The order of decoding: one byte after the other."""
 
-    def __init__(self, view: ByteView, prompt: bytes, config: GenerateConfig, noise: Noise) -> None:
-        self.view, self.config, self.noise = view, config, noise
+    def __init__(
+        self,
+        view: ByteView,
+        prompt: bytes,
+        config: GenerateConfig,
+        noise: Noise,
+        on_byte: Callable[[int], None] | None = None,
+    ) -> None:
+        self.view, self.config, self.noise, self.on_byte = view, config, noise, on_byte
         self.prompt = self.text = prompt
         self.warpers = replace(config, ban=(), stop=()).warpers()
 
@@ -240,6 +248,8 @@ class _Bytes:
             context = Context(torch.tensor([len(work) - len(self.prompt)]))
             token = int(draw_rows(warp(law.log()[None], self.warpers, context), [self.noise])[0])
         self.text = work + bytes([token])
+        if self.on_byte is not None:
+            self.on_byte(token)
 
 
 def generate_bytes(
@@ -278,15 +288,8 @@ def generate_bytes(
         results = []
         for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
             room = len(units.prefix) + len(prompt) + cfg.max_new_tokens + 16  # a token has at least one byte
-            scheme = _Bytes(ByteView(model, units, room), prompt, cfg, Noise(seed))
-            step = scheme.take
-            if on_byte is not None:
-
-                def step(work: bytes, law: Tensor, scheme: _Bytes = scheme, number: int = number) -> None:
-                    _Bytes.take(scheme, work, law)
-                    on_byte(number, scheme.text[-1])
-
-                scheme.take = step  # type: ignore[method-assign]
+            tell = None if on_byte is None else partial(on_byte, number)
+            scheme = _Bytes(ByteView(model, units, room), prompt, cfg, Noise(seed), tell)
             decode(scheme, scheme.run)
             results.append(scheme.text[len(prompt) :])
         return results

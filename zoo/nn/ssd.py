@@ -194,8 +194,8 @@ class _SSD(torch.autograd.Function):
             for start, states in reversed(list(zip(range(0, length, ctx.step), kept, strict=True))):
                 here = slice(start, min(start + ctx.step, length))
                 span = ctx.span or _Span(x[:, here], dt[:, here], a, b[:, here], c[:, here], ctx.chunk)
-                own = (span.grouped(t[:, here].flatten(2)).view_as(span.taken) for t in (dy, y))
-                parts = _backward(span, *own, states, after, a)
+                g, out = (span.grouped(t[:, here].flatten(2)).view_as(span.taken) for t in (dy, y))
+                parts = _backward(span, g, out, states, after, a)
                 for whole, part in zip((dx, ddt, db, dc), (parts[0], parts[1], *parts[3:5]), strict=True):
                     whole[:, here] = part.view(whole[:, here].shape)
                 da += parts[2]

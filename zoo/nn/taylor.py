@@ -65,11 +65,11 @@ def layout(width: int, device: torch.device) -> tuple[tuple[Tensor, Tensor], tup
     place[i, j] = torch.arange(1 + width, 1 + width + len(i))
     square = (low == high) & (low > 0)
     source = place[low, high]
-    back = torch.zeros(1 + width + len(i), dtype=torch.long)
-    back[source] = torch.arange(len(source))
+    first = torch.zeros(1 + width + len(i), dtype=torch.long)  # a block feature of each triangular one
+    first[source] = torch.arange(len(source))
     factor = torch.ones(len(square), dtype=torch.float64).masked_fill(square, 2**0.5)
-    forth, back = (source.to(device), factor.to(device)), (back.to(device), (1 / factor[back]).to(device))
-    return forth, back
+    backwards = (1 / factor[first]).to(device)
+    return (source.to(device), factor.to(device)), (first.to(device), backwards)
 
 
 @lru_cache(maxsize=16)

@@ -130,6 +130,36 @@ def push(
     return done
 
 
+def pull_dataset(repo: str, patterns: list[str], revision: str = "main") -> Path:
+    """Folder with the files of a Hub data set whose paths match *patterns*: from the cache offline, else fetched.
+
+    Raises:
+        ZooError: not in the cache and not to be had.
+    """
+    from huggingface_hub import snapshot_download
+
+    ref = names.parse_ref(f"{repo}@{revision}")
+    try:
+        with _bars(True):
+            folder = snapshot_download(
+                ref.repo,
+                repo_type="dataset",
+                revision=ref.revision,
+                allow_patterns=patterns,
+                ignore_patterns=["*.py"],  # data only, never loading scripts
+                cache_dir=cache.cache_root(),
+                endpoint=_endpoint(),
+                local_files_only=offline(),
+            )
+    except Exception as error:
+        why = "HF_HUB_OFFLINE is set and the cache does not hold it" if offline() else reason(error)
+        raise ZooError(
+            f"cannot get the data set '{repo}' from the Hub ({why}): where there is a network, run `hf download {repo} "
+            "--repo-type dataset` and name the folder with --root"
+        ) from error
+    return Path(folder)
+
+
 def search(query: str = "", *, limit: int = 50) -> list[dict[str, Any]]:
     """Published artifacts of this library whose id holds *query*: `id`, `tags`, `licence`, `downloads`, `updated`.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 import zoo
 from tests.hub.hub_server import Hub
 from zoo import catalogue
-from zoo.convert.official import _module
+from zoo.convert.official import converter_module
 from zoo.convert.parity import Case
 from zoo.errors import ZooError
 from zoo.hub import official
@@ -111,7 +111,7 @@ every = pytest.mark.parametrize(
 def check(model: torch.nn.Module, repo: str, case: Case) -> None:
     """The loaded weights, in official names again, are the case's, bit for bit."""
     entry = catalogue.ENTRIES[official.entry_of(repo)]
-    converter = _module(catalogue.CONVERTERS[entry.model])
+    converter = converter_module(catalogue.CONVERTERS[entry.model])
     layout = [converter.names_of(case.state)] if hasattr(converter, "names_of") else []
     back = converter.to_official(model.state_dict(), model.config, *layout)
     state = {name: tensor for name, tensor in case.state.items() if name in back}

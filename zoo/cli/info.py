@@ -12,9 +12,11 @@ from typing import Any
 from zoo import catalogue
 from zoo._resources import folder
 from zoo.cli.common import Parser, print_json, table
+from zoo.cli.list import verified
 from zoo.config import schema, to_dict
 from zoo.errors import ZooError, nearest
 from zoo.hub.cache import on_disk
+from zoo.hub.names import looks_like_ref, parse_ref
 
 TABLES = {"family": catalogue.MODELS, "mixer": catalogue.MIXERS, "task": catalogue.TASKS,
           "tokenizer class": catalogue.TOKENIZERS, "data class": catalogue.DATAMODULES}  # fmt: skip
@@ -24,8 +26,15 @@ def parser() -> Parser:
     command = Parser(
         "info",
         "Everything about NAME: a published model, a family, a mixer, a task, a recipe, a data set, a tokenizer, or\n"
-        "the folder of an artifact. For families, mixers and tasks: every config field with what it means.",
-        ["zoo info hyenadna-tiny-1k", "zoo info hyenadna", "zoo info uci_splice", "zoo info classify --json"],
+        "an artifact (a folder, or the Hub id of one in the cache). For families, mixers and tasks: every config\n"
+        "field with what it means.",
+        [
+            "zoo info hyenadna-tiny-1k",
+            "zoo info hyenadna",
+            "zoo info uci_splice",
+            "zoo info classify --json",
+            "zoo info LongSafari/hyenadna-small-32k-seqlen-hf",
+        ],
     )
     command.add_argument("name", metavar="NAME")
     command.add_argument("--json", action="store_true", help="for machines")
@@ -67,6 +76,8 @@ def find(name: str) -> dict[str, Any]:
         return {"kind": "artifact folder", **described}
     if name in catalogue.ENTRIES:
         return {"kind": "published model", **_entry(name)}
+    if looks_like_ref(name):
+        return _hub(name)
     for kind, known in TABLES.items():
         if name in known:
             cls = schema(catalogue.schema_target(known[name]))
@@ -82,6 +93,25 @@ def find(name: str) -> dict[str, Any]:
     raise ZooError(f"nothing is called '{name}'" + nearest(name, _names()))
 
 
+def _hub(name: str) -> dict[str, Any]:
+    """A repository of the Hub, as far as this machine knows it; nothing is fetched."""
+    from zoo.hub.cache import cached_snapshot
+
+    ref = parse_ref(name)
+    known = [
+        entry for entry in catalogue.ENTRIES if catalogue.ENTRIES[entry].hub in (ref.repo, ref.repo.removesuffix("-hf"))
+    ]
+    snapshot = cached_snapshot(ref.repo, ref.revision)
+    if snapshot is not None and (snapshot / "files.json").is_file():
+        described = json.loads((snapshot / "config.json").read_text(encoding="utf-8"))
+        return {"kind": f"artifact in the Hub cache (commit {snapshot.name[:12]})", **described}
+    if len(known) == 1:
+        return {"kind": f"official repository of {known[0]}", **_entry(known[0])}
+    if known:
+        raise ZooError(f"'{ref.repo}' holds several models: name one of {', '.join(known)}")
+    raise ZooError(f"'{name}' is not in the Hub cache of this machine: `zoo pull {name}` fetches it")
+
+
 def _names() -> list[str]:
     from zoo.train.compose import recipe_names
 
@@ -95,7 +125,7 @@ def _entry(name: str) -> dict[str, Any]:
     facts = to_dict(entry)
     family = catalogue.MODELS[entry.model]
     config = {**_defaults(schema(catalogue.schema_target(family))), **entry.config}
-    return {**facts, "on disk": on_disk(entry.hub), "config": config}
+    return {**facts, "verified": verified(entry.model), "on disk": on_disk(entry.hub), "config": config}
 
 
 def _defaults(cls: type) -> dict[str, Any]:

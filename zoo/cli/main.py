@@ -13,7 +13,7 @@ from zoo.errors import ZooError, nearest
 COMMANDS = {
     "list": ("zoo.cli.list", "models of the catalogue: size, context, licence, whether on this machine"),
     "info": ("zoo.cli.info", "everything about one model, recipe, data set, tokenizer or artifact"),
-    "recipes": ("zoo.cli.recipes", "list, print or copy the recipes"),
+    "recipes": ("zoo.cli.recipes", "list, print, copy or check the recipes"),
     "validate": ("zoo.cli.validate", "check a recipe and its overrides without training"),
     "train": ("zoo.cli.train", "train what a recipe describes"),
     "finetune": ("zoo.cli.finetune", "train a recipe from the weights of an artifact or a published model"),
@@ -33,6 +33,11 @@ COMMANDS = {
     "push": ("zoo.cli.push", "publish an artifact on the Hub"),
     "pull": ("zoo.cli.pull", "fetch an artifact or official weights from the Hub, hashed and recognised"),
     "search": ("zoo.cli.search", "what others published with this library"),
+    "export": ("zoo.cli.export", "an artifact in the official layout, for transformers, torch.export or ONNX"),
+    "plot": ("zoo.cli.plot", "curves of one or several runs in one picture"),
+    "sweep": ("zoo.cli.sweep", "train a recipe over a grid of values, or let Optuna choose them"),
+    "doctor": ("zoo.cli.doctor", "versions, devices, cache, whether the Hub answers"),
+    "completion": ("zoo.cli.completion", "completion of commands, models, recipes and keys for your shell"),
     "quickstart": (
         "zoo.cli.quickstart",
         "the whole line on real DNA: pretrain, fine-tune, measure, verify, predict",

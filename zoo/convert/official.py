@@ -60,7 +60,7 @@ def detect_family(state: Mapping[str, Tensor], config: Mapping[str, Any] | None 
         ZooError: none does.
     """
     for family, target in catalogue.CONVERTERS.items():
-        recognises = getattr(_module(target), "recognises", None)
+        recognises = getattr(converter_module(target), "recognises", None)
         try:
             if recognises is not None and recognises(state, config):
                 return family
@@ -97,7 +97,7 @@ def convert_state(
         ZooError: as `convert_file`; a config with values of the wrong kind is answered with the first of them.
     """
     family = family or detect_family(state, config)
-    module = _module(catalogue.lookup(catalogue.CONVERTERS, family, "family"))
+    module = converter_module(catalogue.lookup(catalogue.CONVERTERS, family, "family"))
     try:
         if config is not None and _usable(module, config):
             ours = module.config_from_official(config)
@@ -153,7 +153,8 @@ def _usable(module: Any, config: Mapping[str, Any]) -> bool:
     return True if accepts is None else bool(accepts(config))
 
 
-def _module(target: str) -> Any:
+def converter_module(target: str) -> Any:
+    """The module that a value of CONVERTERS names."""
     from importlib import import_module
 
     return import_module(target)  # a string of the literal table CONVERTERS

@@ -225,6 +225,37 @@ FAMILIES: dict[str, Family] = {
         tiny={"widths": [4, 4, 8], "blocks": 1, "groups": 2},
         call="model.encode(torch.rand(1, 3, 5, 16, 16))",
     ),
+    "omnitokenizer": Family(
+        about="OmniTokenizer turns pictures and clips into codes or latents, one for each 4 x 8 x 8 pixels, with "
+        "attention within frames, within windows of them and along time.",
+        paper="Wang et al. 2024, OmniTokenizer: A Joint Image-Video Tokenizer for Visual Generation, arXiv:2406.09399",
+        limits="Clips have 1 + 4n square frames of whole windows (64 pixels). It is not causal: the positional "
+        "convolution of its temporal blocks mixes space and time, so that a picture's tokens are not those of the "
+        "same frame at the head of a clip.",
+        tags=("video-tokenizer", "vector-quantization"),
+        tiny={
+            "width": 16,
+            "heads": 2,
+            "head_dim": 8,
+            "encoder": "tw",
+            "decoder": "t",
+            "temporal": 1,
+            "window": 2,
+            "quantizer": {"size": 32, "dim": 4, "update": "ema"},
+        },
+        call="model.encode(torch.rand(1, 3, 5, 16, 16))",
+    ),
+    "open_magvit2": Family(
+        about="Open-MAGVIT2 turns a clip into 18 bits for each 4 x 8 x 8 pixels by 3-D convolutions and look-up-free "
+        "quantization.",
+        paper="Luo et al. 2024, Open-MAGVIT2: An Open-Source Project Toward Democratizing Auto-regressive Visual "
+        "Generation, arXiv:2409.04410",
+        limits="It is not causal: its group norms see the whole clip. Of a file that holds a moving average of the "
+        "weights that one is loaded, as the authors evaluate it.",
+        tags=("video-tokenizer", "look-up-free-quantization"),
+        tiny={"width": 32, "mults": [1, 1, 2, 2], "blocks": 1, "quantizer": {"dim": 6}},
+        call="model.encode(torch.rand(1, 3, 5, 16, 16))",
+    ),
 }
 
 

@@ -7,9 +7,12 @@ depend on it and earlier ones alone, and a picture is a clip of one frame.
 
 from __future__ import annotations
 
+import math
 from dataclasses import field
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.config import config
@@ -28,6 +31,8 @@ class NBPTokenizerConfig:
         widths: channels at full, half and (after the last halving) an eighth of the resolution.
         blocks: residual units a stage; the narrow end has twice as many.
         groups: of the group norms.
+        patch: side of the squares of pixels that enter as channels. 2 and 4 do so in place of the first one or two
+            halvings of rows and columns: a cheaper network for small pictures. The released weights need 1.
         embed: channels at the narrow end; linear maps connect them with the quantizer where it has other dimensions.
         fsq: quantizer. The released weights need its `tan_shift` and `truncate_ids`.
     """
@@ -35,6 +40,7 @@ class NBPTokenizerConfig:
     widths: tuple[int, int, int] = (128, 256, 512)
     blocks: int = 4
     groups: int = 32
+    patch: Literal[1, 2, 4] = 1
     embed: int = 6
     fsq: FSQConfig = field(default_factory=lambda: FSQConfig(tan_shift=True, truncate_ids=True))
 
@@ -72,6 +78,23 @@ class NBPTokenizer(VideoModel):
         self.quantizer = ProjectedFSQ(config.embed, config.fsq)
         self.vocab_size = self.quantizer.vocab_size
 
+    @property
+    def last_layer(self) -> Tensor:
+        """Weights of the last convolution, which an adaptive adversarial weight looks at."""
+        return self.decoder[-1].conv.weight
+
+    def to_latent(self, clip: Tensor) -> Tensor:
+        """[B, 3, T, H, W] -> [B, D, T', H', W'] before quantization."""
+        side = self.config.patch
+        if side > 1:
+            clip = F.pixel_unshuffle(clip.transpose(1, 2), side).transpose(1, 2)  # [B, 3 p², T, H / p, W / p]
+        return self.encoder(clip)
+
+    def from_codes(self, codes: Tensor) -> Tensor:
+        """[B, D, T', H', W'] -> [B, 3, T, H, W]."""
+        clip, side = self.decoder(codes), self.config.patch
+        return F.pixel_shuffle(clip.transpose(1, 2), side).transpose(1, 2) if side > 1 else clip
+
     def forward(self, clip: Tensor) -> Reconstruction:
         """Training form.
 
@@ -79,39 +102,55 @@ class NBPTokenizer(VideoModel):
             ZooError: a clip whose sizes the factors do not divide.
         """
         self.check_clip(clip)
-        z = self.encoder(clip)  # [B, D, T', H', W']
+        z = self.to_latent(clip)
         result = self.quantizer(z.movedim(1, -1))
-        output = self.decoder(result.codes.movedim(-1, 1).to(z.dtype))
+        output = self.from_codes(result.codes.movedim(-1, 1).to(z.dtype))
         return Reconstruction(output, result.ids, result.loss, result.parts)
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """[B, 3, T, H, W] in [0, 1] -> [B, T', H', W'] int64."""
         self.check_clip(pixels)
-        return self.quantizer(self.encoder(pixels).movedim(1, -1)).ids
+        return self.quantizer(self.to_latent(pixels).movedim(1, -1)).ids
 
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:
         """[B, T', H', W'] -> [B, 3, T, H, W], nominally in [0, 1], unclamped."""
         self.check_ids(ids)
         dtype = next(self.decoder.parameters()).dtype
-        return self.decoder(self.quantizer.lookup(ids).movedim(-1, 1).to(dtype))
+        return self.from_codes(self.quantizer.lookup(ids).movedim(-1, 1).to(dtype))
 
 
 def _units(inner: int, outer: int, count: int, groups: int) -> list[nn.Module]:
     return [ResidualUnit3d(inner if i == 0 else outer, outer, groups) for i in range(count)]
 
 
+def _strides(c: NBPTokenizerConfig) -> list[tuple[int, int, int]]:
+    """Frames, rows and columns that each halving, fine to coarse, makes one; patches take the place of the first."""
+    halves = [1 if c.patch >= 2 ** (i + 1) else 2 for i in range(3)]
+    return [(1 if i == 0 else 2, side, side) for i, side in enumerate(halves)]
+
+
+def _down(width: int, stride: tuple[int, int, int]) -> list[nn.Module]:
+    return [CausalConv3d(width, width, stride=stride)] if math.prod(stride) > 1 else []
+
+
+def _up(width: int, factor: tuple[int, int, int]) -> list[nn.Module]:
+    count = math.prod(factor)
+    return [CausalConv3d(width, count * width), DepthToSpace(factor)] if count > 1 else []
+
+
 def _encoder(c: NBPTokenizerConfig) -> list[nn.Module]:
     fine, middle, coarse = c.widths
+    first, second, third = _strides(c)
     return [
-        CausalConv3d(3, fine),
+        CausalConv3d(3 * c.patch**2, fine),
         *_units(fine, fine, c.blocks, c.groups),
-        CausalConv3d(fine, fine, stride=(1, 2, 2)),
+        *_down(fine, first),
         *_units(fine, middle, c.blocks, c.groups),
-        CausalConv3d(middle, middle, stride=(2, 2, 2)),
+        *_down(middle, second),
         *_units(middle, middle, c.blocks, c.groups),
-        CausalConv3d(middle, middle, stride=(2, 2, 2)),
+        *_down(middle, third),
         *_units(middle, coarse, 2 * c.blocks, c.groups),
         FrameGroupNorm(c.groups, coarse),
         Swish(coarse),
@@ -121,19 +160,17 @@ def _encoder(c: NBPTokenizerConfig) -> list[nn.Module]:
 
 def _decoder(c: NBPTokenizerConfig) -> list[nn.Module]:
     fine, middle, coarse = c.widths
+    first, second, third = _strides(c)
     return [
         CausalConv3d(c.embed, coarse),
         *_units(coarse, coarse, 2 * c.blocks, c.groups),
-        CausalConv3d(coarse, 8 * coarse),
-        DepthToSpace((2, 2, 2)),
+        *_up(coarse, third),
         *_units(coarse, middle, c.blocks, c.groups),
-        CausalConv3d(middle, 8 * middle),
-        DepthToSpace((2, 2, 2)),
+        *_up(middle, second),
         *_units(middle, middle, c.blocks, c.groups),
-        CausalConv3d(middle, 4 * middle),
-        DepthToSpace((1, 2, 2)),
+        *_up(middle, first),
         *_units(middle, fine, c.blocks, c.groups),
         FrameGroupNorm(c.groups, fine),
         Swish(fine),
-        CausalConv3d(fine, 3),
+        CausalConv3d(fine, 3 * c.patch**2),
     ]

@@ -23,7 +23,8 @@ TASK_TAGS = {
     "multilabel": "text-classification",
 }
 METRIC_NAMES = {"mcc": "Matthews correlation", "accuracy": "accuracy", "f1": "macro F1", "auroc": "AUROC",
-                "bits_per_base": "bits per base", "perplexity": "perplexity", "loss": "loss"}  # fmt: skip
+                "bits_per_base": "bits per base", "perplexity": "perplexity", "loss": "loss",
+                "psnr": "PSNR, dB"}  # fmt: skip
 SPDX = {"apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc0-1.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0"}
 
 
@@ -99,7 +100,7 @@ def artifact_card(artifact: Artifact) -> str:
         _data_section(data, run.get("data", {})),
         _training_section(recipe, run),
         _metrics_section(metrics, data, run),
-        "## Use\n" + code("python", _use(name, artifact, family)) + _command_line(outputs),
+        "## Use\n" + code("python", _use(name, artifact, family)) + _command_line(outputs, artifact.info["model"]),
         "## How it is checked\n`parity.safetensors` holds an input and the outputs of these weights when they were "
         "saved; `files.json` the sha256 of every file. `zoo verify FOLDER` checks the files, loads the weights "
         "strictly and compares the outputs.",
@@ -142,9 +143,15 @@ def _artifact_facts(artifact: Artifact) -> list[tuple[str, str]]:
     config, outputs = artifact.config, artifact.info.get("outputs", {})
     count = sum(p.numel() for p in artifact.model.parameters())
     longest = getattr(artifact.model, "max_len", None)
+    tokens = getattr(artifact.model, "num_tokens", None)
     head = getattr(config, "head", None)
     facts = [("family", artifact.info["model"]), ("parameters", f"{count:,}")]
-    facts.append(("longest input", f"{longest:,} tokens" if longest else "unbounded"))
+    if tokens is not None:
+        codes = artifact.model.vocab_size
+        facts.append(("pictures", f"{config.preprocess.size} x {config.preprocess.size} pixels"))
+        facts.append(("tokens of a picture", f"{tokens}" + (f" out of {codes:,} codes" if codes else ", continuous")))
+    elif outputs.get("task_kind") != "image":
+        facts.append(("longest input", f"{longest:,} tokens" if longest else "unbounded"))
     if artifact.tokenizer is not None:
         facts.append(("tokenizer", f"{artifact.tokenizer.name}, {artifact.tokenizer.vocab_size} tokens"))
     if head is not None:
@@ -242,8 +249,17 @@ def _call(example: str, tokenizer: bool) -> str:
     )
 
 
-def _command_line(outputs: dict[str, Any]) -> str:
-    return "\n\n" + code("sh needs-input", "zoo verify .\nzoo predict . --fasta sequences.fa") if outputs else ""
+def _command_line(outputs: dict[str, Any], family: str) -> str:
+    if not outputs:
+        return ""
+    lines = {
+        "image": "zoo tokenize . pictures/ -o ids.safetensors\nzoo reconstruct . pictures/ -o sheet.png",
+        "image generator": "zoo generate . --num 8 -o samples.png",
+    }
+    kind = str(outputs.get("task_kind"))
+    if kind == "image" and family in ("maskgit", "rar"):
+        kind = "image generator"
+    return "\n\n" + code("sh needs-input", "zoo verify .\n" + lines.get(kind, "zoo predict . --fasta sequences.fa"))
 
 
 def _config_section(changed: dict[str, Any], family: str) -> str:

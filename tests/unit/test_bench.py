@@ -89,7 +89,7 @@ def test_the_network_has_the_announced_size() -> None:
 def test_floors_learn_what_can_be_learned(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from zoo.train.bench_suites import section
 
-    monkeypatch.setattr(bench_baselines, "BATCH", 16)
+    monkeypatch.setattr(bench_baselines, "BATCH", 8)
     data = section(SUITE, ITEM, toy)
     splits, classes = read_rows(data)
     assert classes == 2

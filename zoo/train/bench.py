@@ -136,7 +136,10 @@ def jobs(plan: Plan) -> list[tuple[BenchSet, str, int]]:
 def label(plan: Plan, model: str) -> str:
     """How a model is called in the results."""
     name = Path(model).stem if model.endswith(".yaml") else model
-    return name if plan.init is None or model in BASELINES else f"{name} from {Path(plan.init).name}"
+    if plan.init is None or model in BASELINES:
+        return name
+    start = Path(plan.init)
+    return f"{name} from {start.parent.name if start.name == 'artifact' else start.name}"
 
 
 def run(plan: Plan, report: Callable[[str], None]) -> list[Row]:

@@ -1,0 +1,101 @@
+"""Write docs/benchmarks.md from the results of `zoo bench-data` and of ecoli_pretraining.py.
+
+python benchmarks/bench_data_page.py            # --check: is the page the one the results give?
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from zoo.train.bench import read_results
+from zoo.train.bench_report import markdown
+from zoo.train.bench_suites import load_suite, suite_names
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results" / "bench_data"
+PAGE = HERE.parent / "docs" / "benchmarks.md"
+INTRO = """# Benchmarks on data
+
+Small models trained from scratch on one CPU thread, beside the floors that every table carries: a logistic regression
+on k-mers or single bases and a network of three convolutions. The page is written by `benchmarks/bench_data_page.py`
+from the files in `benchmarks/results/bench_data/`; each of their rows is one training run, and the recipe of its name
+holds every setting. To make the numbers again:
+
+```text
+zoo bench-data embedded --sets chr20_splice,uci_splice,species5 --out benchmarks/results/bench_data
+zoo bench-data gue --root GUE --sets prom_core_tata --out benchmarks/results/bench_data
+python benchmarks/ecoli_pretraining.py
+python benchmarks/bench_data_page.py
+```
+
+`zoo bench-data` runs any recipe, or one of your own, on any set of a suite (embedded, gue, genomic_benchmarks,
+nucleotide_transformer) with the suite's metric; `--init` starts every recipe from an artifact. A run that is
+interrupted continues with the first row that is missing.
+"""
+
+
+def suites() -> list[str]:
+    """One section for each suite that has results."""
+    parts = []
+    for name in suite_names():
+        rows = read_results(RESULTS / f"{name}.csv")
+        if rows:
+            parts.append(f"## {name}\n\n{markdown(load_suite(name), rows)}")
+    return parts
+
+
+def pretraining() -> list[str]:
+    """The section about the language model of E. coli."""
+    path = RESULTS / "ecoli_pretraining.json"
+    if not path.is_file():
+        return []
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    model, floor, tuned = found["model"], found["markov"], found["finetuning"]
+    lines = [
+        "## Pretraining on E. coli",
+        "",
+        "Bits per base on the last tenth of the genome of E. coli K-12. The Markov models are interpolated over orders "
+        "and counted on the same first 80 %, on both strands.",
+        "",
+        "| model | bits per base |",
+        "|---|---|",
+        *(f"| Markov, order {order} | {floor['both_strands'][order]:.4f} |" for order in range(3, 9)),
+        f"| {model['recipe']}, {model['parameters']:,} parameters, {model['train_seconds'] / 60:.0f} minutes | "
+        f"{model['bits_per_base']:.4f} |",
+        "",
+        f"The recipe {tuned['recipe']} on {tuned['set']} (test MCC × 100, seeds 0 to {len(tuned['scratch']) - 1}):",
+        "",
+        "| start | mean ± sd | each seed |",
+        "|---|---|---|",
+    ]
+    for name, title in (("scratch", "from scratch"), ("pretrained", "from the language model")):
+        scores = tuned[name]
+        each = ", ".join(f"{score:.1f}" for score in scores)
+        lines.append(f"| {title} | {statistics.fmean(scores):.1f} ± {statistics.stdev(scores):.1f} | {each} |")
+    return ["\n".join(lines) + "\n"]
+
+
+def page() -> str:
+    """The whole page; `notes.md` beside the results is appended as it stands."""
+    notes = RESULTS / "notes.md"
+    extra = [notes.read_text(encoding="utf-8")] if notes.is_file() else []
+    return "\n".join([INTRO, *suites(), *pretraining(), *extra])
+
+
+def main() -> None:
+    command = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    command.add_argument("--check", action="store_true", help="write nothing; exit 1 when the page is out of date")
+    text = page()
+    if command.parse_args().check:
+        sys.exit(0 if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == text else 1)
+    PAGE.write_text(text, encoding="utf-8")
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main()

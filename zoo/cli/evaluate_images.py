@@ -104,11 +104,10 @@ def _samples(found: Artifact, data: Any, args: argparse.Namespace, extractor: An
     ref = args.tokenizer or generate_images.trained_on(found)
     _, tokenizer = pictures.load_visual(ref)
     generate_images.check_pair(found.model, tokenizer, ref)
+    classes_known: int = found.config.classes
     labels = torch.from_numpy(data.sources[args.split].reader.labels)
-    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= found.model.config.classes):
-        raise ZooError(
-            f"the pictures of '{args.data}' are not of this generator's {found.model.config.classes} classes"
-        )
+    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= classes_known):
+        raise ZooError(f"the pictures of '{args.data}' are not of this generator's {classes_known} classes")
     steps, guidance = args.steps or 8, 3.0 if args.guidance is None else args.guidance
 
     def make() -> Any:

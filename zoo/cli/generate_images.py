@@ -55,7 +55,7 @@ def class_numbers(text: str | None, found: Artifact) -> list[int]:
     Raises:
         ZooError: an unknown name or a number out of range.
     """
-    count = found.model.config.classes
+    count: int = found.config.classes
     if text is None:
         return list(range(count))
     numbers = []

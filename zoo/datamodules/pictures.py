@@ -44,15 +44,15 @@ class PictureAugmentConfig:
 
 
 class Reader(Protocol):
-    """Pictures of one split by number.
+    """Pictures of one split by number."""
 
-    Attributes:
-        labels: [N] int64, -1 where a picture has none.
-        names: of each picture.
-    """
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """[N], -1 where a picture has none."""
 
-    labels: NDArray[np.int64]
-    names: Sequence[str]
+    @property
+    def names(self) -> Sequence[str]:
+        """Of each picture."""
 
     def __len__(self) -> int:
         """Number of pictures."""
@@ -68,7 +68,7 @@ def open_rgb(source: bytes | str | Path, name: str = "") -> Image.Image:
         ZooError: not a picture, or a broken one.
     """
     try:
-        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        image: Image.Image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

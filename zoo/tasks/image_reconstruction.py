@@ -164,8 +164,9 @@ class ImageReconstruction(VisualTask):
         if self.automatic_optimization:
             return super().training_step(batch, batch_idx)
         pixels = batch["pixels"]
-        first, second = self.optimizers()  # type: ignore[misc]
+        optimizers: Any = self.optimizers()
         schedules: Any = self.lr_schedulers()
+        first, second = optimizers
         second._on_before_step = second._on_after_step = _nothing  # or global_step would count both optimisers
         active = self.trainer.global_step >= self.config.adversarial.start_step
         stepping = (batch_idx + 1) % self.accumulate == 0

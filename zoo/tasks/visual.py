@@ -65,7 +65,7 @@ class VisualTask(Task):
         places = (self.recent_at + torch.arange(len(flat), device=flat.device)) % RECENT
         self.recent[places] = flat
         self.recent_at.copy_((self.recent_at + len(flat)) % RECENT)
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             known = self.recent[self.recent >= 0].long()
             found = usage_of_counts(torch.bincount(known, minlength=self.model.vocab_size))
             self.log_dict({f"train/code_{name}": value for name, value in found.items()}, batch_size=1)

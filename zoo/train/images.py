@@ -70,7 +70,7 @@ def meta_inputs(model: nn.Module, batch: int) -> dict[str, Tensor]:
     for module in model.modules():
         if hasattr(module, "lookup"):
             module.eval()
-    made = model.example_inputs()
+    made = model.example_inputs()  # type: ignore[operator]
     return {
         name: torch.empty((batch, *value.shape[1:]), dtype=value.dtype, device="meta") for name, value in made.items()
     }

@@ -28,7 +28,7 @@ from torch import Tensor
 
 T = TypeVar("T")
 SPLIT_FROM = 1 << 13  # below this length one padded transform of the whole block is as fast
-HEAP = 30 << 20  # bytes of a thread's heap that its spectra live in
+HEAP = 8 << 20  # bytes of a thread's heap in large pages; more would keep memory that the spectra do not fill
 _local = threading.local()  # each thread's workspace: using the same memory again keeps it in the cache
 
 
@@ -179,7 +179,7 @@ def in_large_pages(x: Tensor) -> Tensor:
 def _keep_heaps() -> None:
     """Teach glibc to keep what it has: otherwise every spectrum of a long signal arrives in fresh pages."""
     # One freed block of this size makes it serve smaller ones from its heaps and not hand the heaps' ends back.
-    torch.empty(HEAP + (1 << 20), dtype=torch.uint8)
+    torch.empty(31 << 20, dtype=torch.uint8)
     in_large_pages(torch.empty(HEAP, dtype=torch.uint8))
 
 

@@ -24,7 +24,7 @@ LOGGERS = {
     "tensorboard": ("TensorBoardLogger", "save_dir"),
     "wandb": ("WandbLogger", "save_dir"),
     "mlflow": ("MLFlowLogger", "save_dir"),
-}
+}  # trackio has a class of its own here, since Lightning has none
 _NOISE = (
     r".*when logging on epoch level in distributed setting.*",  # what is logged was summed over ranks already
     r".*will save all targets and predictions in the buffer.*",
@@ -124,8 +124,13 @@ def extra_loggers(names: tuple[str, ...], folder: Path, run: str) -> list[Any]:
 
     built = []
     for name in names:
-        class_name, where = LOGGERS[name]
         try:
+            if name == "trackio":
+                from zoo.train.trackio_logger import TrackioLogger
+
+                built.append(TrackioLogger(run, folder / name))
+                continue
+            class_name, where = LOGGERS[name]
             built.append(getattr(available, class_name)(name=run, **{where: str(folder / name)}))
         except (ImportError, ModuleNotFoundError):
             raise ZooError(

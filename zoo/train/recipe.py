@@ -54,7 +54,7 @@ class TrainerConfig:
     ema: float = 0.0
     threads: int = 0
     compile: bool = False
-    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_steps < 1 and self.max_epochs < 1:

@@ -1,0 +1,59 @@
+"""The optional loggers: what a run sends arrives, and one that is not installed is named."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zoo.errors import ConfigError, ZooError
+from zoo.train.compose import compose
+from zoo.train.progress import extra_loggers
+from zoo.train.recipe import validate
+
+
+@pytest.mark.slow
+def test_trackio_keeps_the_metrics(tmp_path: Path) -> None:
+    """In a process of its own, since trackio reads its folder when it is imported."""
+    pytest.importorskip("trackio")
+    code = (
+        "from pathlib import Path\nfrom zoo.train.progress import extra_loggers\n"
+        f"(logger,) = extra_loggers(('trackio',), Path({str(tmp_path)!r}), 'first')\n"
+        "logger.log_metrics({'train/loss': 1.5}, step=1)\nlogger.log_metrics({'train/loss': 0.5}, step=2)\n"
+        "logger.finalize('success')\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "TRACKIO_DIR"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (file,) = tmp_path.rglob("*.db")
+    with sqlite3.connect(file) as database:
+        query = "select step, metrics from metrics where run_name = 'first' order by step"
+        rows = database.execute(query).fetchall()
+    assert [step for step, _ in rows] == [1, 2]
+    assert "0.5" in rows[1][1]
+
+
+def test_tensorboard_writes_events(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    (logger,) = extra_loggers(("tensorboard",), tmp_path, "first")
+    logger.log_metrics({"train/loss": 1.5}, step=1)
+    logger.finalize("success")
+    assert list(tmp_path.rglob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow", "trackio"])
+def test_recipes_take_every_logger(name: str) -> None:
+    recipe = validate(compose("hyenadna_uci_splice", [f"trainer.loggers=[{name}]"]))
+    assert recipe.trainer.loggers == (name,)
+
+
+def test_an_unknown_logger_and_one_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="trackio"):
+        validate(compose("hyenadna_uci_splice", ["trainer.loggers=[trackoi]"]))
+    monkeypatch.setitem(__import__("sys").modules, "trackio", None)
+    with pytest.raises(ZooError, match=r"pip install 'seqzoo\[trackio\]'"):
+        extra_loggers(("trackio",), tmp_path, "first")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from zoo.errors import ZooError
 from zoo.generate.chain import ModelDraft
+from zoo.generate.contexts import ContextTable
 from zoo.generate.draft import TABLE_TREE, TokenTable, Tree, balanced_tree, optimal_tree
 from zoo.generate.engine import GenerateConfig, generate
 from zoo.generate.noise import Noise
@@ -251,3 +252,32 @@ def test_the_table_holds_no_more_than_its_rows() -> None:
     generate(decoder().eval(), prompts()[0], draft=table)
     assert table.table.shape == (VOCAB, 5)
     assert (table.table.sum(1) > 0).any()
+
+
+@pytest.mark.parametrize("changes", [{}, {"temperature": 1.0, "top_k": 6}])
+def test_context_tables_change_nothing(changes: dict) -> None:
+    model, (ids, valid) = decoder().double().eval(), prompts()
+    table = ContextTable((4, 2, 1), node_cost=0.01, entry_cost=0.0)
+    cfg = GenerateConfig(max_new_tokens=20, **changes)
+    plain = generate(model, ids, valid, cfg)
+    for _ in range(2):
+        drafted = generate(model, ids, valid, cfg, draft=table)
+        assert torch.equal(drafted.ids, plain.ids)
+    assert sum(drafted.stats.accepted) > 0  # it has seen these contexts the first time
+
+
+def test_a_context_table_guesses_only_what_pays() -> None:
+    table = ContextTable((2, 1), width=2, node_cost=0.1, entry_cost=0.2)
+    session = table.session([], Noise(0), 64)
+    assert not session.propose([1, 2], 8)  # nothing is known
+    table.learn((1, 2), [3, 4])
+    table.learn((2, 3), [1, 0])
+    table.right[0], table.trials[0] = [9.0, 0.5], 10.0
+    draft = session.propose([1, 2], 8)
+    assert draft.tokens[:2] == [3, 1]
+    assert draft.parent[:2] == [-1, 0]
+    assert 4 not in draft.tokens  # right one time in twenty: a tenth of a pass is too much for it
+    assert len(session.propose([1, 2], 1)) == 1
+    table.right[0] = [0.5, 0.1]
+    assert not session.propose([1, 2], 8)
+    assert table.look((7, 3)) == (1, [1, 0])  # a shorter context

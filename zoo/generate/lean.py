@@ -50,6 +50,11 @@ class _Layer:
         )  # fmt: skip
 
 
+def _few(x: Tensor) -> bool:
+    """Whether x [n, D] is a draft so small that the product is faster with the weights on the left (MKL)."""
+    return 1 < len(x) < 8 and x.dim() == 2 and x.device.type == "cpu" and x.dtype == torch.float32
+
+
 class _In:
     """linear(x) for x [..., D].
 
@@ -63,6 +68,9 @@ class _In:
         self.columns = weight.t().contiguous() if wide else None
 
     def __call__(self, x: Tensor) -> Tensor:
+        if _few(x):
+            y = (self.weight @ x.t()).t().contiguous()
+            return y if self.bias is None else y.add_(self.bias)
         if self.columns is None:
             return F.linear(x, self.weight, self.bias)
         return x @ self.columns if self.bias is None else x @ self.columns + self.bias
@@ -111,7 +119,7 @@ class _Out:
         self.bias = linear.bias
 
     def __call__(self, y: Tensor, x: Tensor) -> Tensor:
-        total = torch.addmm(x, y, self.weight)
+        total = x + (self.weight.t() @ y.t()).t() if _few(y) else torch.addmm(x, y, self.weight)
         return total if self.bias is None else total.add_(self.bias)
 
 

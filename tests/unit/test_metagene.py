@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from zoo.config import from_dict, to_dict
+from zoo.convert import metagene
+from zoo.convert.parity import Case
 from zoo.errors import ZooError
 from zoo.models.metagene import METAGENE, METAGENEConfig, stuff
 from zoo.nn.layout import Layout
@@ -108,3 +113,26 @@ def test_initial_weights_follow_depth_and_width() -> None:
         ("backbone.layers.2.mlp.down.weight", outer),
     ):
         assert math.isclose(float(state[name].std()), std, rel_tol=0.05), name
+
+
+def test_a_replay_reads_whole_reads_where_the_case_has_them_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: Path
+) -> None:
+    reads = ["ACGTTGCANGGATTACA" * 3, "GGGCATTATTACGCGCGAAAT"]
+    case = Case(tmp_path / "held" / "case")
+    case.path.mkdir(parents=True)
+    (case.path / "case.json").write_text(json.dumps({"system": "metagene", "reads": reads}))
+    home = tmp_path / "elsewhere" / "goldens" / "metagene"
+    home.mkdir(parents=True)
+    shutil.copy(shared / "goldens" / "metagene" / "tokenizer.json", home)
+    monkeypatch.chdir(home.parent.parent)
+    (tokenizer,) = metagene._tokenizers(case)
+    rows = [torch.from_numpy(tokenizer.encode(read)) for read in reads]
+    length = min(map(len, rows)) - 1
+    ids = torch.stack([row[1 : 1 + length] for row in rows])
+    for got, want in zip(metagene._wrapped(case, ids), rows, strict=True):
+        assert got.equal(want)
+    ids[0, 0] = 9  # rows that the reads do not give are taken as they are
+    first, second = metagene._wrapped(case, ids)
+    assert len(first) == length + 2
+    assert second.equal(rows[1])

@@ -72,7 +72,8 @@ def config_to_official(config: GENERatorConfig) -> dict[str, Any]:
 @torch.no_grad()
 def replay(case: Case) -> dict[str, Tensor]:
     """Run a case: language model, classifier or chunk ensemble, with the losses, scores and greedy tokens."""
-    config = dataclasses.replace(config_from_official(case.config), padding=llama.padding_of(case.config), max_len=None)
+    padding = llama.padding_of(case.config, str(case.meta.get("notes", "")))
+    config = dataclasses.replace(config_from_official(case.config), padding=padding, max_len=None)
     model = GENERator(config).eval()
     load_strict(model, to_zoo(case.state, config), case.path.name)
     check_round_trip(to_official(model.state_dict(), config), case.state, case.path.name)

@@ -308,9 +308,14 @@ def config_to_official(config: DecoderConfig, **extra: Any) -> dict[str, Any]:
     return {**official, **extra}
 
 
-def padding_of(official: Mapping[str, Any]) -> Literal["eager", "sdpa"]:
-    """`sdpa` where the config names that attention, else `eager`: they differ at padding that has no past."""
+def padding_of(official: Mapping[str, Any], notes: str = "") -> Literal["eager", "sdpa"]:
+    """`sdpa` where the config or the notes of a case name that attention, else `eager`.
+
+    They differ at padding that has no past.
+    """
     name = official.get("attn_implementation") or official.get("_attn_implementation")
+    if name is None and "eager" not in notes and re.search(r"\bsdpa\b", notes, re.IGNORECASE):
+        name = "sdpa"
     return "sdpa" if name == "sdpa" else "eager"
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,7 +54,8 @@ def config_to_official(config: METAGENEConfig) -> dict[str, Any]:
 @torch.no_grad()
 def replay(case: Case) -> dict[str, Tensor]:
     """Run a case of either layout."""
-    config = dataclasses.replace(config_from_official(case.config), padding=llama.padding_of(case.config), max_len=None)
+    padding = llama.padding_of(case.config, str(case.meta.get("notes", "")))
+    config = dataclasses.replace(config_from_official(case.config), padding=padding, max_len=None)
     model = METAGENE(config).eval()
     load_strict(model, to_zoo(case.state, config), case.path.name)
     layout = llama.layout_of(case.state)
@@ -85,23 +87,27 @@ def _wrapped(case: Case, ids: Tensor) -> list[Tensor]:
     """[BOS] tokens [EOS] of each read.
 
     The rows of ids are those tokens with [EOS] but cut to a common length, so what was cut off has to be read from the
-    texts; their tokenizer is looked for beside the cases, then in the local Hugging Face cache.
+    texts; without a tokenizer that gives these rows they are taken as they are.
     """
     reads = case.meta.get("reads") or ()
     if len(reads) == len(ids) and not bool((ids[:, -1] == EOS).all()):
-        try:
-            tokenizer = _tokenizer(case)
-        except ZooError:
-            tokenizer = None  # without it the cut rows are taken as they are
-        if tokenizer is not None:
-            return [torch.from_numpy(tokenizer.encode(read)) for read in reads]
+        for tokenizer in _tokenizers(case):
+            rows = [torch.from_numpy(tokenizer.encode(read)) for read in reads]
+            if all(row[1 : 1 + ids.shape[1]].equal(known) for row, known in zip(rows, ids, strict=True)):
+                return rows
     ends = torch.tensor([EOS])
     bare = [row[:-1] if row[-1] == EOS else row for row in ids]
     return [torch.cat([torch.tensor([BOS]), row, ends]) for row in bare]
 
 
-def _tokenizer(case: Case) -> Tokenizer:
-    beside = case.path.parent / "tokenizer.json"
+def _tokenizers(case: Case) -> Iterator[Tokenizer]:
+    """METAGENE-1's tokenizer from the Hugging Face cache, and those that stand above the case or the working folder."""
     section = {"name": "bpe", "pad": "[PAD]", "bos": "[BOS]", "eos": "[EOS]", "unk": "[UNK]", "mask": "[MASK]"}
-    where = {"file": str(beside)} if beside.is_file() else {"hub": "metagene-ai/METAGENE-1"}
-    return build({**section, **where})
+    above = dict.fromkeys([*case.path.resolve().parents, Path.cwd(), *Path.cwd().parents])
+    inner = ("", "metagene", "goldens/metagene", "shared/goldens/metagene")
+    files = [file for top in above for place in inner if (file := top / place / "tokenizer.json").is_file()]
+    for where in ({"hub": "metagene-ai/METAGENE-1"}, *({"file": str(file)} for file in files)):
+        try:
+            yield build({**section, **where})
+        except ZooError:
+            continue  # not there, or of another model

@@ -34,7 +34,7 @@ def test_trackio_keeps_the_metrics(tmp_path: Path) -> None:
         query = "select step, metrics from metrics where run_name = 'first' order by step"
         rows = database.execute(query).fetchall()
     assert [step for step, _ in rows] == [1, 2]
-    assert "0.5" in rows[1][1]
+    assert "0.5" in str(rows[1][1])
 
 
 def test_tensorboard_writes_events(tmp_path: Path) -> None:

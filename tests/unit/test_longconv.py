@@ -15,12 +15,13 @@ from zoo.nn import longconv, spectra
 from zoo.nn.longconv import long_conv, long_conv_naive, two_sided
 
 
-@pytest.fixture(params=["kept", "plain", "split"])
+@pytest.fixture(params=["kept", "plain", "split", "split, kept"])
 def transforms(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every way through at any length, with blocks so small that several tasks and sample groups arise."""
-    monkeypatch.setattr(spectra, "SPLIT_FROM", 1 if request.param == "split" else 1 << 40)
+    monkeypatch.setattr(spectra, "SPLIT_FROM", 1 if "split" in request.param else 1 << 40)
     monkeypatch.setattr(longconv, "BLOCK", 128)
     monkeypatch.setattr(longconv, "KEPT", 1 << 40 if request.param == "kept" else 0)
+    monkeypatch.setattr(longconv, "KEPT_SPLIT", 1 << 40 if request.param == "split, kept" else 0)
     spectra.spectra_for.cache_clear()
     yield request.param
     spectra.spectra_for.cache_clear()
@@ -158,8 +159,11 @@ def test_compiles_into_one_graph_in_both_layouts(transforms: str, dynamic: bool)
     torch.testing.assert_close(compiled(x), layer(x))
     compiled(x).sum().backward()
     torch.testing.assert_close(compiled.k.grad, layer.k.grad)
-    op = longconv._kept if transforms == "kept" else longconv._long_conv
-    torch.library.opcheck(op, (x.transpose(1, 2).requires_grad_(), layer.k, layer.skip, False))
+    arguments = (x.transpose(1, 2).requires_grad_(), layer.k, layer.skip, False)
+    if transforms == "kept":
+        torch.library.opcheck(longconv._kept, arguments)
+    else:
+        torch.library.opcheck(longconv._long_conv, (*arguments, transforms == "split, kept"))
 
 
 def test_checkpointing_and_meta() -> None:
@@ -173,12 +177,13 @@ def test_checkpointing_and_meta() -> None:
     assert Layer().to("meta")(torch.empty(2, 30, 4, device="meta")).shape == (2, 30, 4)
 
 
-def test_of_long_signals_only_the_inputs_are_kept_for_backward() -> None:
+def test_of_long_signals_only_the_inputs_are_kept_for_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(longconv, "KEPT_SPLIT", 4 * 2 * 9000 - 1)
     u, k, skip = inputs(1, 4, 9000, bidirectional=False, per_sample=False, last=False, dtype=torch.float32)
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
         long_conv(u, k, skip)
-    assert set(kept) <= {u.data_ptr(), k.data_ptr(), skip.data_ptr()}
+    assert set(kept) <= {u.data_ptr(), k.data_ptr(), skip.data_ptr(), torch.empty(0).data_ptr()}
 
 
 def test_causal_by_gradient() -> None:

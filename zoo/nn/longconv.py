@@ -4,8 +4,8 @@
     two-sided:  y[b, d, t] = sum_j k[d, (L - 1) + t - j] u[b, d, j] + skip[d] u[b, d, t]
 
 It is a registered operator rather than autograd through `torch.fft`: PyTorch differentiates `rfft` by a full complex
-transform of the zero-filled length, and keeps every spectrum alive. Here only u and k are saved (their spectra instead
-where they are small), and on the CPU the channels go through the cache block by block. The transforms themselves are
+transform of the zero-filled length, and keeps every spectrum alive. Here only u and k are saved, and their spectra
+where these are small enough, which spares the backward pass two of its five transforms; on the CPU the channels go through the cache block by block. The transforms themselves are
 in `zoo.nn.spectra`.
 """
 
@@ -22,6 +22,7 @@ from zoo.nn.spectra import Plain, in_large_pages, is_short, run_tasks, spectra_f
 
 BLOCK = 1 << 19  # points of all rings in one transform: with their spectra they fit a core's share of the cache
 KEPT = 1 << 20  # points of all rings up to which the spectra are kept for the backward pass: 8 MB in float32
+KEPT_SPLIT = 1 << 24  # the same for long signals on the CPU, where transforms cost more: 128 MB
 LINE = 16  # float32 values in a cache line: channels-last input is gathered by that many channels at a time
 TILE = 1 << 10  # positions of such a gathering
 
@@ -55,7 +56,9 @@ def long_conv(u: Tensor, k: Tensor, skip: Tensor | None = None, *, bidirectional
         if torch.compiler.is_compiling():
             return _kept(u, k, skip, bidirectional)[0]
         return _Kept.apply(u, k, skip, bidirectional)
-    return _long_conv(u, k, skip, bidirectional)
+    training = torch.is_grad_enabled() and (u.requires_grad or k.requires_grad)
+    keep = training and u.device.type == "cpu" and u.shape[0] * u.shape[1] * 2 * int(length) <= KEPT_SPLIT
+    return _long_conv(u, k, skip, bidirectional, keep)[0]
 
 
 def two_sided(forward: Tensor, backward: Tensor) -> Tensor:
@@ -125,9 +128,16 @@ def _of(k: Tensor, rows: slice, channels: slice) -> Tensor:
     return k[channels] if k.ndim == 2 else k[rows, channels]
 
 
+def _within(spectra: Tensor, k: Tensor, rows: slice, block: slice, channels: slice) -> Tensor:
+    return spectra[block][channels] if k.ndim == 2 else spectra[rows, block][:, channels]
+
+
 @torch.library.custom_op("zoo::long_conv", mutates_args=())
-def _long_conv(u: Tensor, k: Tensor, skip: Tensor | None, bidirectional: bool) -> Tensor:
+def _long_conv(
+    u: Tensor, k: Tensor, skip: Tensor | None, bidirectional: bool, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     plan, y = _plan(u), in_large_pages(torch.empty_like(u))
+    signals, responses = (in_large_pages(kept) for kept in _room(u, k, plan, keep))
     tasks, together, samples = _tasks(u, plan)
 
     def task(block: slice) -> None:
@@ -140,32 +150,52 @@ def _long_conv(u: Tensor, k: Tensor, skip: Tensor | None, bidirectional: bool) -
                 if spectrum is None or k.ndim == 3:
                     taps = _of(filters, rows, channels).to(plan.dtype)
                     spectrum = plan.filter(taps, None if direct is None else direct[channels])
-                product = plan.spectrum(source[rows, channels].to(plan.dtype)).mul_(spectrum)
-                plan.signal(product, target[rows, channels])
+                    if keep:
+                        torch.conj_physical(spectrum, out=_within(responses, k, rows, block, channels))
+                product = plan.spectrum(source[rows, channels].to(plan.dtype))
+                if keep:
+                    torch.conj_physical(product, out=signals[rows, block][:, channels])
+                plan.signal(product.mul_(spectrum), target[rows, channels])
         if _channels_last(y):
             y[:, block] = target
 
     with _full_precision(u):
         run_tasks(task, tasks)
-    return y
+    return y, signals, responses
+
+
+def _room(u: Tensor, k: Tensor, plan: Plain, keep: bool) -> tuple[Tensor, Tensor]:
+    """Where the conjugate spectra of u and k go; empty where they are computed anew."""
+    dtype = torch.complex128 if plan.dtype == torch.float64 else torch.complex64
+    if not keep:
+        return u.new_empty(0, dtype=dtype), u.new_empty(0, dtype=dtype)
+    signals, responses = (u.new_empty(*x.shape[:-1], *plan.shape, dtype=dtype) for x in (u, k))
+    return signals, responses
 
 
 @_long_conv.register_fake
-def _(u: Tensor, k: Tensor, skip: Tensor | None, bidirectional: bool) -> Tensor:
-    return torch.empty_like(u)
+def _(u: Tensor, k: Tensor, skip: Tensor | None, bidirectional: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(u), *_room(u, k, _plan(u), keep)
 
 
 @torch.library.custom_op("zoo::long_conv_backward", mutates_args=())
 def _long_conv_backward(
-    g: Tensor, u: Tensor, k: Tensor, skip: Tensor | None, need_u: bool, need_k: bool
+    g: Tensor,
+    u: Tensor,
+    k: Tensor,
+    skip: Tensor | None,
+    signals: Tensor,
+    responses: Tensor,
+    need_u: bool,
+    need_k: bool,
 ) -> tuple[Tensor, Tensor]:
-    plan = _plan(u)
+    plan, kept = _plan(u), signals.numel() > 0
     du = in_large_pages(torch.empty_like(u)) if need_u else u.new_empty(0)
     dk = in_large_pages(torch.empty_like(k, memory_format=torch.contiguous_format)) if need_k else k.new_empty(0)
     tasks, together, samples = _tasks(u, plan)
 
     def task(block: slice) -> None:
-        above, source = _stage(g[:, block], plan), _stage(u[:, block], plan) if need_k else u[:, block]
+        above, source = _stage(g[:, block], plan), _stage(u[:, block], plan) if need_k and not kept else u[:, block]
         target = torch.empty_like(above) if _channels_last(u) and need_u else du[:, block] if need_u else du
         filters, direct = k[..., block, :], None if skip is None else skip[block].to(plan.dtype)
         for channels, batches in _pieces(len(source), source.shape[1], together, samples):
@@ -173,7 +203,10 @@ def _long_conv_backward(
             for rows in batches:
                 arriving = plan.spectrum(above[rows, channels].to(plan.dtype))
                 if need_k:
-                    product = plan.spectrum(source[rows, channels].to(plan.dtype), conj=True).mul_(arriving)
+                    if kept:
+                        product = signals[rows, block][:, channels] * arriving
+                    else:
+                        product = plan.spectrum(source[rows, channels].to(plan.dtype), conj=True).mul_(arriving)
                     if k.ndim == 3:
                         plan.taps(product, dk[rows, block][:, channels])
                     else:
@@ -181,7 +214,9 @@ def _long_conv_backward(
                         total = product if total is None else total.add_(product)
                     del product
                 if need_u:
-                    if spectrum is None or k.ndim == 3:
+                    if kept:
+                        spectrum = _within(responses, k, rows, block, channels)
+                    elif spectrum is None or k.ndim == 3:
                         taps = _of(filters, rows, channels).to(plan.dtype)
                         spectrum = plan.filter(taps, None if direct is None else direct[channels], conj=True)
                     plan.signal(arriving.mul_(spectrum), target[rows, channels])
@@ -196,23 +231,35 @@ def _long_conv_backward(
 
 
 @_long_conv_backward.register_fake
-def _(g: Tensor, u: Tensor, k: Tensor, skip: Tensor | None, need_u: bool, need_k: bool) -> tuple[Tensor, Tensor]:
+def _(
+    g: Tensor,
+    u: Tensor,
+    k: Tensor,
+    skip: Tensor | None,
+    signals: Tensor,
+    responses: Tensor,
+    need_u: bool,
+    need_k: bool,
+) -> tuple[Tensor, Tensor]:
     dk = torch.empty_like(k, memory_format=torch.contiguous_format) if need_k else k.new_empty(0)
     return torch.empty_like(u) if need_u else u.new_empty(0), dk
 
 
-def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    u, k, skip, _ = inputs
-    ctx.save_for_backward(u, k, skip)
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    u, k, skip, *_ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(u, k, skip, *output[1:])
 
 
-def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    u, k, skip = ctx.saved_tensors
-    need_u, need_k, need_skip, _ = ctx.needs_input_grad
-    du, dk = _long_conv_backward(g, u, k, skip, need_u, need_k or need_skip)
+def _backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if g is None:
+        return None, None, None, None, None
+    u, k, skip, signals, responses = ctx.saved_tensors
+    need_u, need_k, need_skip, *_ = ctx.needs_input_grad
+    du, dk = _long_conv_backward(g, u, k, skip, signals, responses, need_u, need_k or need_skip)
     # The direct path is one more tap at lag 0, hence so is its gradient.
     lag0 = dk[..., k.shape[-1] - u.shape[-1]].reshape(-1, u.shape[1]).sum(0).to(skip.dtype) if need_skip else None
-    return du if need_u else None, dk if need_k else None, lag0, None
+    return du if need_u else None, dk if need_k else None, lag0, None, None
 
 
 _long_conv.register_autograd(_backward, setup_context=_save)

@@ -42,6 +42,7 @@ class Plain:
 
     def __init__(self, length: int, dtype: torch.dtype) -> None:
         self.length, self.dtype, self.ring = length, dtype, ring_size(max(2 * length - 1, 2))
+        self.shape: tuple[int, ...] = (self.ring // 2 + 1,)
 
     def spectrum(self, x: Tensor, conj: bool = False) -> Tensor:
         """Spectrum of x [.., L], or its complex conjugate (the spectrum of the signal in reversed time)."""
@@ -84,6 +85,7 @@ class Split(Plain):
         self.rows = 16 if length <= 1 << 17 else 32
         self.columns = ring_size(-(-2 * length // self.rows))
         self.ring, self.half = self.rows * self.columns, self.rows // 2
+        self.shape = (self.half, self.columns)
         complex_dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
         frequency = torch.arange(self.half, dtype=torch.float64) + 0.5
         angle = torch.outer(frequency, torch.arange(self.rows, dtype=torch.float64)) * (2 * math.pi / self.rows)

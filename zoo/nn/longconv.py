@@ -5,8 +5,8 @@
 
 It is a registered operator rather than autograd through `torch.fft`: PyTorch differentiates `rfft` by a full complex
 transform of the zero-filled length, and keeps every spectrum alive. Here only u and k are saved, and their spectra
-where these are small enough, which spares the backward pass two of its five transforms; on the CPU the channels go through the cache block by block. The transforms themselves are
-in `zoo.nn.spectra`.
+where these are small enough, which spares the backward pass two of its five transforms; on the CPU the channels go
+through the cache block by block. The transforms themselves are in `zoo.nn.spectra`.
 """
 
 from __future__ import annotations

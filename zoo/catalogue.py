@@ -68,6 +68,7 @@ DATAMODULES = {
     "shards": "zoo.datamodules.shards:ShardData",
     "tokens": "zoo.datamodules.token_cache:TokenCache",
     "moving_mnist": "zoo.datamodules.moving_mnist:MovingMNIST",
+    "videos": "zoo.datamodules.videos:VideoData",
     "clip_tokens": "zoo.datamodules.clip_tokens:ClipTokens",
 }
 
@@ -123,6 +124,8 @@ REPLAYS = {
     "nbp_tokenizer": "zoo.convert.nbp_tokenizer:replay",
     "nbp": "zoo.convert.nbp:replay",
     "exact-byte": "zoo.convert.exact_byte:replay",
+    "infini-gram": "zoo.convert.ngrams:replay_index",
+    "aggressive-decoding": "zoo.convert.ngrams:replay_anchors",
     "streaming-llm": "zoo.convert.streaming_llm:replay",
     "lm-infinite": "zoo.convert.lm_infinite:replay",
     "h2o": "zoo.convert.h2o:replay",

@@ -15,16 +15,21 @@ from zoo.errors import ZooError
 def parser() -> Parser:
     command = Parser(
         "tokenize",
-        "Turn pictures into ids with a visual tokenizer. The file holds ids [N, K] (with --flip [N, 2, K]) and labels.",
+        "Turn pictures or clips into ids with a visual tokenizer. The file holds labels and ids: [N, K] of pictures "
+        "(with --flip [N, 2, K]), [N, T, H, W] of clips.",
         [
             "zoo tokenize runs/titok_emoji64/artifact cat.png dog.jpg -o ids.safetensors",
             "zoo tokenize runs/titok_emoji64/artifact --data emoji64 --split train --flip -o train.safetensors",
+            "zoo tokenize runs/nbp_tokenizer_moving_mnist/artifact --data moving_mnist -o clips.safetensors",
             "zoo tokenize titok-s128 photos/ -o ids.safetensors --shard-size 10000",
         ],
     )
     command.add_argument("ref", metavar="REF", help="artifact folder, model of the catalogue, or Hub id")
     add_source_options(command)
     command.add_argument("-o", "--out", metavar="FILE", required=True, help="safetensors file to write")
+    command.add_argument(
+        "--set", action="append", metavar="KEY=VALUE", help="change a field of a video --data, as in frames=17"
+    )
     command.add_argument("--flip", action="store_true", help="also store the ids of each mirrored picture")
     command.add_argument(
         "--shard-size", type=int, default=0, metavar="N", help="pictures a file; FILE-00000.safetensors and so on"

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from zoo.hub import artifact
 from zoo.models.flextok import FlexTok, FlexTokConfig
@@ -226,3 +227,29 @@ def test_mistakes_are_one_sentence(
     assert done.status == 2
     assert message in done.err
     assert len(done.err.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "changes", "parameters"),
+    [
+        ("titok_s128_imagenet_stage1", (), 52_934_156),
+        ("titok_bl128_imagenet", ("task.perceptual_weight=0",), 390_179_988),
+        ("flextok_d12_imagenet", (), 341_258_521),
+        ("maskgit_b64_imagenet", (), 177_227_008),
+        ("rar_b_imagenet", (), 260_923_648),
+    ],
+)
+def test_full_sizes_describe_themselves(
+    recipe: str, changes: tuple[str, ...], parameters: int, zoo: Callable[..., Any], tmp_path: Path
+) -> None:
+    if recipe.startswith(("maskgit", "rar")):
+        codes, length = (4096, 64) if recipe.startswith("maskgit") else (1024, 256)
+        tensors = {"ids": torch.zeros(64 * 32, length).int(), "labels": torch.zeros(64 * 32).long()}
+        save_file(tensors, tmp_path / "train-000.safetensors", metadata={"vocab_size": str(codes)})
+        changes = (f"data.root={tmp_path}",)
+    else:
+        changes = ("data=emoji64", "data.preprocess.size=256", *changes)
+    done = zoo("train", recipe, *changes, "--dry-run")
+    assert done.status == 0, done.err
+    assert f"{parameters:,}" in done.out

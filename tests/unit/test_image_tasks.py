@@ -102,6 +102,7 @@ def test_perceptual_loss_counts_with_its_weight(tmp_path: Path) -> None:
     assert torch.allclose(terms["perceptual"], expected)
     assert torch.allclose(terms["loss"], terms["reconstruction"] + expected + result.loss)
     assert not any(p.requires_grad for p in task.perceptual.parameters())
+    assert not any("perceptual" in name for name in task.state_dict()), "checkpoints stay small"
 
 
 @pytest.mark.parametrize(

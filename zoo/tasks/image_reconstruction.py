@@ -91,7 +91,6 @@ class ImageReconstruction(VisualTask):
         ZooError: a perceptual term without its weights, or a model that makes no pixels.
     """
 
-    perceptual: Any
     discriminator: Any
     lecam: Any
 
@@ -107,13 +106,19 @@ class ImageReconstruction(VisualTask):
         if config.perceptual_weight and not (config.perceptual.lpips or config.perceptual.convnext):
             raise ZooError("task.perceptual has no term: set task.perceptual_weight=0 to train without it")
         try:
-            self.perceptual = PerceptualLoss(config.perceptual) if config.perceptual_weight else None
+            # in a list: a hundred megabytes of frozen weights do not belong in every checkpoint
+            self._perceptual = [PerceptualLoss(config.perceptual)] if config.perceptual_weight else []
         except ZooError as error:
             raise ZooError(f"{error}; task.perceptual_weight=0 trains without a perceptual loss") from None
         if config.adversarial is not None:
             self.automatic_optimization = False
             self.discriminator = PatchDiscriminator(config.adversarial.discriminator)
             self.lecam = LeCam() if config.adversarial.lecam else None
+
+    @property
+    def perceptual(self) -> PerceptualLoss | None:
+        """The frozen perceptual loss, on the task's device; None where it is switched off."""
+        return self._perceptual[0].to(self.device) if self._perceptual else None
 
     def train(self, mode: bool = True) -> ImageReconstruction:
         super().train(mode)
@@ -144,8 +149,8 @@ class ImageReconstruction(VisualTask):
         output = result.output.float()
         distance = F.mse_loss if config.reconstruction == "mse" else F.l1_loss
         terms = {"reconstruction": config.reconstruction_weight * distance(output, pixels)}
-        if self.perceptual is not None:
-            terms["perceptual"] = config.perceptual_weight * self.perceptual(output, pixels)
+        if (perceptual := self.perceptual) is not None:
+            terms["perceptual"] = config.perceptual_weight * perceptual(output, pixels)
         terms["bottleneck"] = config.bottleneck_weight * result.loss.float()
         return {"loss": torch.stack(list(terms.values())).sum(), **terms}
 

@@ -8,7 +8,7 @@ of the published numbers they are called not comparable.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,9 +200,3 @@ def _report(p: Any, metrics: dict[str, float], count: int, extractor: Extractor 
 def _preparation(p: Any) -> str:
     how = {"shorter": f"shorter side to {p.size}, {p.kernel}, cut from the centre", "none": "cut from the centre"}
     return how.get(p.resize, f"squeezed to {p.size} x {p.size}, {p.kernel}")
-
-
-def generated(make: Callable[[Tensor], Tensor], classes: Tensor, size: int) -> Iterator[Tensor]:
-    """Pictures for *classes*, *size* at a time."""
-    for part in classes.split(size):
-        yield make(part)

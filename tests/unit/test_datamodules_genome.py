@@ -370,3 +370,91 @@ def test_the_chromosome_split_of_the_published_floors() -> None:
     assert {split: len(source) for split, source in data.sources.items()} == {"train": 5000, "val": 500, "test": 500}
     assert data.sources["test"].windows.start[0] == 5_500_000
     assert (data.task_kind, data.num_outputs) == ("lm", 0)
+
+
+# what must not reach two splits, and files that editors have touched
+def covered(data: GenomeData) -> dict[str, set[tuple[int, int]]]:
+    data.setup()
+    found = {}
+    for split, source in data.sources.items():
+        w = source.windows  # type: ignore[attr-defined]
+        spans = zip(w.sequence.tolist(), w.start.tolist(), w.end.tolist(), strict=True)
+        found[split] = {(number, place) for number, start, end in spans for place in range(start, end)}
+    return found
+
+
+def test_overlapping_windows_drawn_by_chance_share_no_base(tmp_path: Path) -> None:
+    text = ">a\n" + wrapped(random_dna(2000, 1), 60) + ">b\n" + wrapped(random_dna(900, 2), 60)
+    split = {"by": "interval", "val_fraction": 0.1, "test_fraction": 0.1}
+    parts = covered(make(tmp_path, text, length=16, stride=8, split=split))
+    assert set(parts) == {"train", "val", "test"}
+    assert len(set.union(*parts.values())) == sum(map(len, parts.values()))
+
+
+def test_a_shift_stops_at_held_out_intervals(tmp_path: Path) -> None:
+    (tmp_path / "i.bed").write_text("a\t20\t30\ttrain\na\t32\t42\tval\na\t10\t18\ttest\na\t70\t80\ttrain\n")
+    data = make(tmp_path, ">a\n" + random_dna(100, 1) + "\n", length=10, intervals={"path": "i.bed"},
+                split={"by": "bed"}, shift=50)  # fmt: skip
+    data.setup()
+    windows = data.sources["train"].windows  # type: ignore[attr-defined]
+    assert windows.low.tolist() == [19, 42]  # the test interval grew to 9-19
+    assert windows.high.tolist() == [32, 100]
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ({"train": [0, 0.9], "val": [0.8, 1.0]}, "train and split.val overlap"),
+        ({"train": [0, 90], "val": [0.5, 0.95]}, "overlap in sequence 'a'"),
+        ({"by": "sequence", "val_names": ["a"], "test_names": ["a"]}, "val_names and test_names"),
+        ({"by": "interval", "val_fraction": 0.7, "test_fraction": 0.7}, "more than 1 together"),
+    ],
+)
+def test_splits_that_overlap_are_refused(tmp_path: Path, split: dict[str, Any], message: str) -> None:
+    with pytest.raises(ZooError, match=message):
+        make(tmp_path, ">a\n" + random_dna(100, 1) + "\n", length=5, split=split).setup()
+
+
+def test_the_fourth_column_of_a_bed_file_is_a_name_unless_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "i.bed").write_text("a\t0\t10\tpeak1\t0\t+\r\ntrack1\t0\t10\tpeak2\r\n")
+    text = f">a\n{random_dna(20, 1)}\n>track1\n{random_dna(20, 2)}\n"
+    split = {"by": "interval", "val_fraction": 0, "test_fraction": 0}
+    data = make(tmp_path, text, length=10, intervals={"path": "i.bed"}, split=split)
+    assert len(texts(data)) == 2
+    with pytest.raises(ZooError, match="unknown split 'peak1'"):
+        make(tmp_path, length=10, intervals={"path": "i.bed"}, split={"by": "bed"}).setup()
+
+
+@pytest.mark.parametrize("end", ["\n", " \n", "\r\n", "\t\r\n"])
+@pytest.mark.parametrize("lead", ["", "\ufeff"])
+def test_blanks_and_marks_of_editors(tmp_path: Path, end: str, lead: str) -> None:
+    dna = random_dna(100, 3)
+    (tmp_path / "e.fa").write_bytes((lead + ">a" + end + wrapped(dna, 17).replace("\n", end)).encode())
+    genome = Genome([tmp_path / "e.fa"])
+    assert [genome.read("a", i, i + 30).tobytes().decode() for i in range(70)] == [dna[i : i + 30] for i in range(70)]
+    assert list(read_fasta(tmp_path / "e.fa")) == [("a", dna.encode())]
+
+
+def test_a_blank_where_the_line_length_hides_it(tmp_path: Path) -> None:
+    (tmp_path / "e.fa").write_text(">a\nACGTA\nAC TA\nAC\n")
+    with pytest.raises(ZooError, match="blanks inside the lines of 'a'"):
+        Genome([tmp_path / "e.fa"]).read("a")
+
+
+def test_an_index_appears_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyfaidx
+
+    (tmp_path / "e.fa").write_text(">a\nACGT\n>b\nACGT\n")
+    places: list[Path] = []
+    whole = pyfaidx.Faidx.__init__
+
+    def watched(self: Any, filename: str, indexname: str, **options: Any) -> None:
+        places.append(Path(indexname))
+        whole(self, filename, indexname=indexname, **options)
+
+    monkeypatch.setattr(pyfaidx.Faidx, "__init__", watched)
+    assert list(Genome([tmp_path / "e.fa"]).records) == list(Genome([tmp_path / "e.fa"]).records) == ["a", "b"]
+    built, read = places
+    assert built != read  # written elsewhere, then renamed
+    assert read.is_file()
+    assert not built.parent.exists()

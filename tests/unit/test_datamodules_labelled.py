@@ -316,6 +316,38 @@ def test_config_mistakes(tmp_path: Path, fields: dict[str, Any], message: str) -
         make(tmp_path, TABLE, **fields)
 
 
+@pytest.mark.parametrize(
+    ("text", "fields", "message"),
+    [
+        ("sequence,label\nACGT,0\nACG,\nAC,1\n", {}, "row 2: label is empty"),
+        ("sequence,label\nACGT,x\nACG, \nAC,y\n", {}, "row 2: label is empty"),
+        ("sequence,label\nACGT,0\nACG,1\n", {"classes": ["1", "2"]}, "label '0' is none of the 2 classes"),
+        ("sequence,label\nACGT,0\nACG,1000000000\n", {}, "too large for classes"),
+        ("sequence,label,label\nACGT,0,1\n", {}, "two columns 'label'"),
+        ("sequence,label\nACGT,1e39\n", {"task": "regression"}, "finite number"),
+        ("sequence,label\nACGT,0\nACGT,1\n", {"val_fraction": 0.5}, "too few different ones"),
+    ],
+)
+def test_tables_that_would_be_misread(tmp_path: Path, text: str, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ZooError, match=message):
+        make(tmp_path, text, **fields).setup()
+
+
+def test_blanks_around_labels_and_inside_sequences(tmp_path: Path) -> None:
+    data = make(tmp_path, '\ufeffsequence,label\r\n"AC\nG T",x\r\nACG,x \r\nAC,y\r\n')
+    assert rows(data) == {0: ("ACGT", 0), 1: ("ACG", 0), 2: ("AC", 1)}
+
+
+@pytest.mark.parametrize("fields", [{"val_fraction": 0.25}, {"folds": 4, "fold": 1}])
+def test_equal_sequences_stay_together(tmp_path: Path, fields: dict[str, Any]) -> None:
+    text = "".join(f"AAC{'ACGT'[i % 4]}{'acgt'[i // 4 % 4]},{i % 2}\n" for i in range(64))
+    data = make(tmp_path, "sequence,label\n" + text, **fields)
+    data.setup()
+    found = [set(source.texts) for source in data.sources.values()]  # type: ignore[attr-defined]
+    assert len(set.union(*found)) == sum(map(len, found)) == 16
+    assert len(data.sources["val"]) in (16, 20)
+
+
 def test_no_tokenizer() -> None:
     with pytest.raises(ZooError, match="needs a tokenizer"):
         datamodules.build(datamodules.section("uci_splice"), None)
@@ -332,7 +364,14 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in datamodules.names() if not name.startswith("gue_")])
+TEXT = [
+    name
+    for name in datamodules.names()
+    if not name.startswith("gue_") and datamodules.section(name)["name"] in ("labelled", "genome")
+]
+
+
+@pytest.mark.parametrize("name", TEXT)
 def test_shipped_data_sets(name: str) -> None:
     section = datamodules.section(name)
     data = datamodules.build(section, TOKENIZER)

@@ -6,17 +6,20 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zoo.datamodules.manifest import digest, opened
 from zoo.errors import ZooError, nearest
+
+_BOM = b"\xef\xbb\xbf"  # what Windows editors put before a text
+_BLANKS = b" \t\r\v\f"
 
 
 def read_fasta(path: str | Path) -> Iterator[tuple[str, bytes]]:
@@ -31,14 +34,14 @@ def read_fasta(path: str | Path) -> Iterator[tuple[str, bytes]]:
     header: str | None = None
     parts: list[bytes] = []
     with opened(place) as stream:
-        for raw in stream:
-            line = raw.strip()
+        for number, raw in enumerate(stream):
+            line = (raw.removeprefix(_BOM) if number == 0 else raw).strip()
             if line.startswith(b">"):
                 if header is not None:
                     yield header, b"".join(parts)
                 header, parts = line[1:].decode("latin-1").strip(), []
             elif header is not None:
-                parts.append(line)
+                parts.append(line.translate(None, _BLANKS))
             elif line:
                 raise ZooError(f"'{place}' is not FASTA: it begins with {line[:20]!r}, not with '>'")
     if header is None:
@@ -78,9 +81,9 @@ class Record:
 class Genome:
     """Random access to the sequences of one or more FASTA files, as bytes; nothing is read before it is asked for.
 
-    Compressed files are decompressed once into the cache folder, and files with lines of uneven length are rewritten
-    there; indexes are kept there too, so that nothing is ever written beside the data. Files are memory-mapped: worker
-    processes share them.
+    Compressed files are decompressed once into the cache folder, and files that cannot be indexed by arithmetic (lines
+    of uneven length, or with blanks) are rewritten there; indexes are kept there too, so that nothing is ever written
+    beside the data. Files are memory-mapped: worker processes share them.
 
     Attributes:
         records: name -> Record, in file order.
@@ -96,7 +99,7 @@ class Genome:
             path = _plain(given)
             try:
                 records = _index(given, path, number)
-            except _UnevenLines:
+            except _Irregular:
                 path = _one_line_each(path)
                 records = _index(given, path, number)
             self.paths.append(path)
@@ -138,7 +141,10 @@ class Genome:
         raw = data[first:last]
         if width == bases or last - first == end - start:
             return raw
-        return raw[raw > 32]  # drop the line ends
+        inside = raw[raw > 32]  # drop the line ends
+        if len(inside) != end - start:
+            raise ZooError(f"'{self.paths[record.file]}' has blanks inside the lines of '{record.name}': remove them")
+        return inside
 
 
 def _plain(path: Path) -> Path:
@@ -178,35 +184,66 @@ def _written(target: Path) -> Iterator[BinaryIO]:
         raise
 
 
-class _UnevenLines(Exception):
-    """The file cannot be indexed because the lines of a sequence differ in length."""
+class _Irregular(Exception):
+    """The file cannot be indexed as it is: the lines of a sequence differ in length or hold blanks, or a BOM leads."""
 
 
 def _index(given: Path, path: Path, number: int) -> list[Record]:
-    from pyfaidx import Faidx, FastaIndexingError, FastaNotFoundError, FetchError, IndexNotFoundError
+    from pyfaidx import FastaIndexingError, FastaNotFoundError, FetchError, IndexNotFoundError
 
     with path.open("rb") as stream:
-        head = stream.read(4096).lstrip().split(b"\n")[0].rstrip()
+        start = stream.read(4096)
+    head = start.removeprefix(_BOM).lstrip().split(b"\n")[0].rstrip()
     if not head:
         raise ZooError(f"FASTA file '{given}' is empty")
     if not head.startswith(b">"):
         raise ZooError(f"'{given}' is not FASTA: it begins with {head[:20]!r}, not with '>'")
+    if start.startswith(_BOM):
+        raise _Irregular
     status = path.stat()
     key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
     index = cache_folder() / (hashlib.sha256(key.encode()).hexdigest()[:32] + ".fai")
     try:
-        with Faidx(str(path), indexname=str(index), as_raw=True, rebuild=False) as faidx:
-            found = [
-                Record(name, number, entry.rlen, entry.offset, entry.lenc, entry.lenb)
-                for name, entry in faidx.index.items()
-            ]
+        entries = _faidx(path, index)
     except (FastaIndexingError, FastaNotFoundError, FetchError, IndexNotFoundError, ValueError) as error:
         index.unlink(missing_ok=True)
         if "Line length" in str(error):
-            raise _UnevenLines from None
+            raise _Irregular from None
         text = str(error).strip().splitlines() or ["no reason given"]
         raise ZooError(f"'{given}' cannot be indexed as FASTA: {text[0]}") from None
-    kept = [record for record in found if record.length > 0]
+    kept = [
+        Record(name, number, entry.rlen, entry.offset, entry.lenc, entry.lenb)
+        for name, entry in entries.items()
+        if entry.rlen > 0
+    ]
     if not kept:
         raise ZooError(f"FASTA file '{given}' holds no bases")
+    if _blank_inside(path, kept):
+        raise _Irregular
     return kept
+
+
+def _faidx(path: Path, index: Path) -> Mapping[str, Any]:
+    """pyfaidx' entries of each name; the index file *index* is read, or built and then appears complete.
+
+    pyfaidx writes it in place, where another process could read the first half of it.
+    """
+    from pyfaidx import Faidx
+
+    if index.is_file():
+        with Faidx(str(path), indexname=str(index), as_raw=True, rebuild=False) as faidx:
+            return dict(faidx.index)
+    with tempfile.TemporaryDirectory(dir=index.parent) as place:
+        built = Path(place) / index.name
+        with Faidx(str(path), indexname=str(built), as_raw=True, rebuild=False) as faidx:
+            entries = dict(faidx.index)
+        os.replace(built, index)
+    return entries
+
+
+def _blank_inside(path: Path, records: list[Record]) -> bool:
+    """Whether the first line of a sequence holds a blank; a later one that does is of another length, or is caught
+    when it is read."""
+    data = np.memmap(path, np.uint8, "r")
+    firsts = (data[r.offset : r.offset + min(r.line_bases, r.length)] for r in records)
+    return any(bool((line <= 32).any()) for line in firsts)

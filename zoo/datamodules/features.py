@@ -95,7 +95,7 @@ def read_annotated(path: str | Path, fasta: str | Path | None = None) -> list[An
     if not place.is_file():
         raise ZooError(f"annotation file '{place}' does not exist")
     with opened(place) as raw:
-        text = io.TextIOWrapper(raw, "utf-8", "replace").read()
+        text = io.TextIOWrapper(raw, "utf-8-sig", "replace").read()
     if not text.strip():
         raise ZooError(f"annotation file '{place}' is empty")
     if text.startswith("LOCUS"):
@@ -121,7 +121,7 @@ def _genbank(path: Path, text: str) -> list[Annotated]:
             return [_record(record) for record in SeqIO.parse(io.StringIO(text), "genbank")]
     except UndefinedSequenceError:
         raise ZooError(f"'{path}' holds a record without its sequence") from None
-    except (ValueError, AttributeError, AssertionError, BiopythonParserWarning) as error:
+    except (ValueError, TypeError, AttributeError, AssertionError, BiopythonParserWarning) as error:
         raise ZooError(f"'{path}' is not valid GenBank: {error}") from None
 
 
@@ -134,8 +134,16 @@ def _record(record: SeqRecord) -> Annotated:
             next((feature.qualifiers[k][0] for k in ("gene", "locus_tag", "product") if k in feature.qualifiers), ""),
         )
         for feature in record.features
-        if feature.location is not None and feature.type != "source"
+        # a part with a reference lies on another record
+        if feature.location is not None and feature.type != "source" and not any(p.ref for p in feature.location.parts)
     ]
+    length = len(record)
+    for feature in found:
+        if not all(0 <= start <= end <= length for start, end in feature.parts):
+            raise ValueError(f"{feature.kind} {feature.name} lies outside '{record.id}' of {length} bases")
+    found = [
+        feature for feature in found if any(start < end for start, end in feature.parts)
+    ]  # not a place between bases
     return Annotated(str(record.id), bytes(record.seq).upper(), found)  # type: ignore[arg-type]
 
 
@@ -148,12 +156,12 @@ def _along(location: SimpleLocation | CompoundLocation) -> tuple[tuple[int, int]
 def _gff(path: Path, text: str, fasta: str | Path | None) -> list[Annotated]:
     table, _, inner = text.partition("##FASTA")
     if fasta is not None:
-        sequences = {header.split()[0]: sequence.upper() for header, sequence in read_fasta(fasta)}
+        sequences = {_first_word(header, fasta): sequence.upper() for header, sequence in read_fasta(fasta)}
     else:
         sequences = {}
-        for block in inner.split(">")[1:]:
+        for block in inner.split("\n>")[1:]:
             header, _, body = block.partition("\n")
-            sequences[header.split()[0]] = "".join(body.split()).upper().encode("latin-1", "replace")
+            sequences[_first_word(header, path)] = "".join(body.split()).upper().encode("latin-1", "replace")
     if not sequences:
         raise ZooError(f"'{path}' has no ##FASTA section, so the FASTA file of its sequences must be given")
     records = {name: Annotated(name, sequence) for name, sequence in sequences.items()}
@@ -180,6 +188,12 @@ def _gff(path: Path, text: str, fasta: str | Path | None) -> list[Annotated]:
         label = next((unquote(tags[k]) for k in ("gene", "Name", "locus_tag", "ID") if k in tags), "")
         found.append(Feature(kind, ((start, end),), strand, label))
     return list(records.values())
+
+
+def _first_word(header: str, path: str | Path) -> str:
+    if not header.split():
+        raise ZooError(f"'{path}' holds a sequence without a name")
+    return header.split()[0]
 
 
 def coding_windows(
@@ -288,8 +302,8 @@ def write_csv(
     Args:
         rows: labelled sequences.
         folder: where they are written.
-        by: `position` cuts each record at the fractions, so that neighbours are in one file; `record` puts whole
-            records into one file, the largest first where most is missing.
+        by: `position` cuts each record at the fractions, so that neighbours are in one file, and leaves out rows that
+            reach over a cut; `record` puts whole records into one file, the largest first where most is missing.
         fractions: of train and dev; the rest is test.
 
     Raises:
@@ -319,7 +333,11 @@ def _by_position(rows: Sequence[Row], fractions: tuple[float, float]) -> dict[st
         cuts[record] = starts[at[0]], starts[at[1]]
     for row in rows:
         first, second = cuts[row.record]
-        parts["train" if row.start < first else "dev" if row.start < second else "test"].append(row)
+        name, end = (
+            ("train", first) if row.start < first else ("dev", second) if row.start < second else ("test", row.end)
+        )
+        if row.start < row.end <= end:  # else (also over the origin of a circle) its bases would be in two files
+            parts[name].append(row)
     return parts
 
 

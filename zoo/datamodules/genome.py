@@ -29,7 +29,8 @@ class SplitConfig:
         train, val, test: (start, end) in each sequence, for position; numbers up to 1 are fractions of the sequence,
             above 1 bases. An empty range (end <= start) leaves the split out.
         val_names, test_names: sequences of those splits, for sequence; all others are train.
-        val_fraction, test_fraction: for interval.
+        val_fraction, test_fraction: for interval. Where windows overlap, those of val and test keep theirs: a training
+            window that shares a base with one of them is left out, and a val window that shares one with test.
         seed: of the drawing, for interval; apart from the run's seed, so that runs share the split.
     """
 
@@ -42,6 +43,20 @@ class SplitConfig:
     val_fraction: float = 0.05
     test_fraction: float = 0.05
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        parts = [(name, *getattr(self, name)) for name in SPLITS]
+        if self.by == "position":
+            for i, (name, low, high) in enumerate(parts):
+                for other, start, end in parts[i + 1 :]:
+                    comparable = (high > 1) == (end > 1)  # fractions and bases meet only on a sequence
+                    if comparable and max(low, start) < min(high, end):
+                        raise ValueError(f"split.{name} and split.{other} overlap")
+        both = set(self.val_names) & set(self.test_names)
+        if both:
+            raise ValueError(f"sequence '{min(both)}' cannot be in val_names and test_names")
+        if min(self.val_fraction, self.test_fraction) < 0 or self.val_fraction + self.test_fraction > 1:
+            raise ValueError("val_fraction and test_fraction must not be negative, nor more than 1 together")
 
 
 @config
@@ -183,14 +198,19 @@ class GenomeData(Data):
                 genome.record(wanted)
             which = "val" if name in split.val_names else "test" if name in split.test_names else "train"
             return [(which, 0, length)]
-        return [(part, *_range(getattr(split, part), length)) for part in SPLITS]
+        parts = [(part, *_range(getattr(split, part), length)) for part in SPLITS]
+        for i, (part, low, high) in enumerate(parts):
+            for other, start, end in parts[i + 1 :]:
+                if max(low, start) < min(high, end):
+                    raise ZooError(f"data.split.{part} and data.split.{other} overlap in sequence '{name}'")
+        return parts
 
     def _from_bed(self, genome: Genome) -> dict[str, Windows]:
         cfg = self.config
         assert cfg.intervals is not None
         number = {name: i for i, name in enumerate(genome.records)}
         found: dict[str, list[Windows]] = {split: [] for split in SPLITS}
-        for interval in read_bed(check(cfg.intervals, cfg.root)):
+        for interval in read_bed(check(cfg.intervals, cfg.root), cfg.split.by == "bed"):
             record = genome.record(interval.name)
             if not 0 <= interval.start < interval.end <= record.length:
                 raise ZooError(
@@ -202,7 +222,9 @@ class GenomeData(Data):
             found[self._split_of(interval)].append(_windows(number[interval.name], *edges, 0, record.length))
         if cfg.split.by == "interval":
             return self._drawn(_join(found["train"]))
-        return {split: _join(parts) for split, parts in found.items()}
+        parts = {split: _join(windows) for split, windows in found.items()}
+        held = _join([parts["val"], parts["test"]])
+        return {**parts, "train": _fenced(parts["train"], held)}
 
     def _split_of(self, interval: Interval) -> str:
         split = self.config.split
@@ -222,7 +244,10 @@ class GenomeData(Data):
         test, val = chance < split.test_fraction, chance >= 1 - split.val_fraction
         # neighbours may be of another split, so a window may not be shifted
         fixed = Windows(windows.sequence, windows.start, windows.end, windows.start, windows.end)
-        return {"train": fixed.take(~test & ~val), "val": fixed.take(val & ~test), "test": fixed.take(test)}
+        parts = {"train": fixed.take(~test & ~val), "val": fixed.take(val & ~test), "test": fixed.take(test)}
+        parts["val"] = parts["val"].take(~_touching(parts["val"], parts["test"]))
+        held = _join([parts["val"], parts["test"]])
+        return {**parts, "train": parts["train"].take(~_touching(parts["train"], held))}
 
     def _few_n(self, genome: Genome, windows: Windows) -> NDArray[np.bool_]:
         names = list(genome.records)
@@ -242,6 +267,39 @@ class GenomeData(Data):
 def _range(part: tuple[float, float], length: int) -> tuple[int, int]:
     low, high = (int(value) if value > 1 else round(value * length) for value in part)
     return min(low, length), min(high, length)
+
+
+def _around(windows: Windows, held: Windows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each window the end of the last held-out one that begins at or before its start, and the start of the next
+    one after that; windows of other sequences count as infinitely far."""
+    before = np.full(len(windows), -(2**62), np.int64)
+    behind = np.full(len(windows), 2**62, np.int64)
+    for number in np.unique(held.sequence):
+        mine, theirs = windows.sequence == number, held.sequence == number
+        order = np.argsort(held.start[theirs], kind="stable")
+        starts = held.start[theirs][order]
+        ends = np.maximum.accumulate(held.end[theirs][order])
+        place = np.searchsorted(starts, windows.start[mine], "right")
+        before[mine] = np.concatenate([[-(2**62)], ends])[place]
+        behind[mine] = np.concatenate([starts, [2**62]])[place]
+    return before, behind
+
+
+def _touching(windows: Windows, held: Windows) -> NDArray[np.bool_]:
+    """Which windows share a base with a held-out one."""
+    before, behind = _around(windows, held)
+    return (before > windows.start) | (behind < windows.end)
+
+
+def _fenced(windows: Windows, held: Windows) -> Windows:
+    """The windows with room to be shifted that ends where a held-out window begins.
+
+    Windows that overlap one from the start stay: their split was written down by hand.
+    """
+    before, behind = _around(windows, held)
+    low = np.minimum(np.maximum(windows.low, before), windows.start)
+    high = np.maximum(np.minimum(windows.high, behind), windows.end)
+    return Windows(windows.sequence, windows.start, windows.end, low, high)
 
 
 def _windows(number: int, start: NDArray[np.int64], end: NDArray[np.int64], low: int, high: int) -> Windows:

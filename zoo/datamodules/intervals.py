@@ -15,7 +15,7 @@ _SPLITS = {"train": "train", "valid": "val", "validation": "val", "val": "val", 
 
 @dataclass(frozen=True)
 class Interval:
-    """A line of a BED file: 0-based, half-open; `split` is its fourth column, `train` where there is none."""
+    """A line of a BED file: 0-based, half-open; `split` is its fourth column where that was asked for."""
 
     name: str
     start: int
@@ -24,22 +24,24 @@ class Interval:
     place: str
 
 
-def read_bed(path: Path) -> Iterator[Interval]:
+def read_bed(path: Path, splits: bool = False) -> Iterator[Interval]:
     """The intervals of a BED file (tab- or blank-separated, plain or gzip-compressed).
+
+    With *splits* the fourth column, in which BED otherwise has a name, is the split (`train` where there is none).
 
     Raises:
         ZooError: a line without three columns, with positions that are no numbers, or with an unknown split.
     """
     found = False
     with opened(path) as raw:
-        for number, line in enumerate(io.TextIOWrapper(raw, "utf-8", "replace"), 1):
+        for number, line in enumerate(io.TextIOWrapper(raw, "utf-8-sig", "replace"), 1):
             parts = line.split()
-            if not parts or parts[0].startswith(("#", "track", "browser")):
+            if not parts or parts[0].startswith("#") or parts[0] in ("track", "browser"):
                 continue
             place = f"'{path}' line {number}"
             if len(parts) < 3 or not (parts[1].isdecimal() and parts[2].isdecimal()):
                 raise ZooError(f"{place} is not BED: expected sequence, start, end[, split], got '{line.strip()[:60]}'")
-            word = parts[3].lower() if len(parts) > 3 else "train"
+            word = parts[3].lower() if splits and len(parts) > 3 else "train"
             if word not in _SPLITS:
                 raise ZooError(f"{place}: unknown split '{parts[3]}'" + nearest(word, _SPLITS))
             found = True

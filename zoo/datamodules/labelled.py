@@ -37,7 +37,8 @@ class LabelledDataConfig:
         per_base: with `token`: labels and predictions are those of single bases, whatever tokens they lie in; batches
             then hold `base` (the token that covers each base) and `place` (where in it), and labels are [B, bases].
         classes: names of the classes, or of the outputs of multilabel; () takes them from the training labels.
-        val_fraction: part of train held out for val when there is no val file.
+        val_fraction: part of train held out for val when there is no val file. Neither it nor folds part equal
+            sequences (or pairs).
         folds, fold: cross-validation when there is no test file: fold `fold` is test and the next one val.
         max_len: most tokens a row may have, special tokens included; None: no limit.
         truncate: what happens to longer rows: `error`, or tokens are cut from that side.
@@ -104,8 +105,13 @@ class LabelledDataConfig:
             raise ValueError("labels per base are for single sequences, not for pairs")
         if self.per_base and self.task != "token":
             raise ValueError(f"per_base is for labels of the kind 'token', not '{self.task}'")
+        if self.limit < 0 or (self.max_len is not None and self.max_len < 1):
+            raise ValueError("limit must not be negative, and max_len at least 1")
         if self.batch_size < 1 or (self.eval_batch_size is not None and self.eval_batch_size < 1):
             raise ValueError("batch_size and eval_batch_size must be at least 1")
+
+
+_HELD = {"train": "a val split", "val": "a val split", "test": "a test split"}
 
 
 class LabelledData(Data):
@@ -146,7 +152,7 @@ class LabelledData(Data):
             rows = np.arange(len(table))
             labels = self._labels(table)
             if split == "train":
-                for name, part in self._parts(labels).items():
+                for name, part in self._parts(table, labels).items():
                     sources[name] = self._source(table, labels, part, name == "train")
             else:
                 sources[split] = self._source(table, labels, rows, False)
@@ -157,7 +163,7 @@ class LabelledData(Data):
     def _names(self, table: Table) -> tuple[str, ...]:
         cfg = self.config
         if cfg.task == "multiclass":
-            return read.class_names(table.column(self.columns[0], "label"), cfg.classes)
+            return read.class_names(table, self.columns[0], cfg.classes)
         if cfg.task == "token":
             return per_base.letters(table.column(self.columns[0], "label"), cfg.classes)
         if cfg.classes and len(self.columns) > 1 and len(cfg.classes) != len(self.columns):
@@ -173,24 +179,31 @@ class LabelledData(Data):
             return read.multilabel(table, self.columns, self._classes)
         return read.regression(table, self.columns)
 
-    def _parts(self, labels: NDArray[Any]) -> dict[str, NDArray[np.int64]]:
+    def _parts(self, table: Table, labels: NDArray[Any]) -> dict[str, NDArray[np.int64]]:
         """Rows of the training file that go to train and, where no file holds them, to val and test."""
         cfg, rows = self.config, np.arange(len(labels))
+        columns = [cfg.sequence, *([cfg.sequence2] if cfg.sequence2 else [])]
+        cells = zip(*(table.column(column, "sequence") for column in columns), strict=True)
+        texts = ["|".join(row).upper() for row in cells]
         parts: dict[str, NDArray[np.int64]] = {"train": rows}
         if cfg.folds:
             if len(labels) < cfg.folds:
                 raise ZooError(f"{len(labels)} rows cannot be cut into {cfg.folds} folds")
-            fold = read.folds(labels, cfg.folds, 0)  # seed 0: the folds stay while the run's seed varies
+            fold = read.folds(labels, cfg.folds, 0, texts)  # seed 0: the folds stay while the run's seed varies
             after = (cfg.fold + 1) % cfg.folds
             held = (fold == cfg.fold) | (fold == after)
             parts = {"train": rows[~held], "val": rows[fold == after], "test": rows[fold == cfg.fold]}
         elif cfg.val is None and cfg.val_fraction:
-            order = np.random.default_rng([0, len(rows)]).permutation(rows)
-            size = max(1, round(cfg.val_fraction * len(rows)))
-            parts = {"train": np.sort(order[size:]), "val": np.sort(order[:size])}
+            held = read.held_out(texts, cfg.val_fraction)
+            parts = {"train": rows[~held], "val": rows[held]}
         if cfg.limit:
             order = np.random.default_rng([self.seed & (2**63 - 1), 1]).permutation(parts["train"])
             parts["train"] = np.sort(order[: cfg.limit])
+        for name, part in parts.items():
+            if not len(part):
+                raise ZooError(
+                    f"'{table.path}' has {len(labels)} rows, too few different ones to hold out {_HELD[name]}"
+                )
         return parts
 
     def _source(self, table: Table, labels: NDArray[Any], rows: NDArray[np.int64], augment: bool) -> LabelledSource:
@@ -211,7 +224,7 @@ class LabelledData(Data):
         values = table.column(column, what)
         texts = []
         for row in rows:
-            text = values[row].strip()
+            text = "".join(values[row].split())
             if not text:
                 raise ZooError(f"{table.place(int(row))}: the column '{column}' is empty")
             texts.append((text.upper() if self.config.upper else text).encode("latin-1", "replace"))

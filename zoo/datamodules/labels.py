@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,15 +12,37 @@ from numpy.typing import NDArray
 from zoo.datamodules.table import Table
 from zoo.errors import ZooError, nearest
 
+_LARGEST = float(np.finfo(np.float32).max)
+_SPARE = 1000  # class numbers that no sample has; more of them are numbers that are no classes
 
-def class_names(values: Sequence[str], given: Sequence[str]) -> tuple[str, ...]:
-    """The classes in index order: *given*, else those of the training labels (numbers keep their meaning)."""
+
+def class_names(table: Table, column: str, given: Sequence[str]) -> tuple[str, ...]:
+    """The classes in index order: *given*, else those of the training labels (numbers keep their meaning).
+
+    Raises:
+        ZooError: a row without a label, or numbers too large to count classes.
+    """
     if given:
         return tuple(given)
+    values = [value.strip() for value in table.column(column, "label")]
     found = set(values)
+    if "" in found:
+        raise ZooError(f"{table.place(values.index(''))}: label is empty")
     if all(value.isdecimal() for value in found):
-        return tuple(str(i) for i in range(max(map(int, found)) + 1))
+        largest = max(map(int, found))
+        if largest > len(found) + _SPARE:
+            raise ZooError(
+                f"'{table.path}': the column '{column}' holds numbers up to {largest}, too large for classes: set "
+                "data.task=regression, or name the classes in data.classes"
+            )
+        return tuple(str(i) for i in range(largest + 1))
     return tuple(sorted(found))
+
+
+def _index(classes: Sequence[str]) -> dict[str, int]:
+    """Name -> index. A number means an index too, unless the names themselves are numbers (1 and 2, say)."""
+    numbered = not all(name.isdecimal() for name in classes)
+    return ({str(i): i for i in range(len(classes))} if numbered else {}) | {name: i for i, name in enumerate(classes)}
 
 
 def multiclass(table: Table, column: str, classes: Sequence[str]) -> NDArray[np.int64]:
@@ -28,8 +51,8 @@ def multiclass(table: Table, column: str, classes: Sequence[str]) -> NDArray[np.
     Raises:
         ZooError: a label that is neither, naming the row.
     """
-    index = {str(i): i for i in range(len(classes))} | {name: i for i, name in enumerate(classes)}
-    values = table.column(column, "label")
+    index = _index(classes)
+    values = [value.strip() for value in table.column(column, "label")]
     try:
         return np.array([index[value] for value in values], np.int64)
     except KeyError:
@@ -45,7 +68,7 @@ def multilabel(table: Table, columns: Sequence[str], classes: Sequence[str]) -> 
         ZooError: a value that is not 0 or 1, or a name that is no class.
     """
     if len(columns) == 1 and len(classes) > 1:
-        index = {str(i): i for i in range(len(classes))} | {name: i for i, name in enumerate(classes)}
+        index = _index(classes)
         out = np.zeros((len(table), len(classes)), np.float32)
         for row, value in enumerate(table.column(columns[0], "label")):
             for part in filter(None, (piece.strip() for piece in value.split(";"))):
@@ -75,18 +98,36 @@ def regression(table: Table, columns: Sequence[str]) -> NDArray[np.float32]:
                 number = float(value)
             except ValueError:
                 number = math.nan
-            if not math.isfinite(number):
+            if not math.isfinite(number) or abs(number) > _LARGEST:
                 raise ZooError(f"{table.place(row)}: '{name}' must be a finite number, got '{value}'")
             out[row, k] = number
     return out[:, 0] if len(columns) == 1 else out
 
 
-def folds(labels: NDArray[np.generic], count: int, seed: int) -> NDArray[np.int64]:
-    """Fold number [N] of each sample: seeded, and with class labels each class is spread evenly."""
+def held_out(texts: Sequence[str], fraction: float) -> NDArray[np.bool_]:
+    """Marks [N] of the rows for validation: seeded, about *fraction* of them; equal sequences are never parted."""
+    size = max(1, round(fraction * len(texts)))
+    left, chosen, count = Counter(texts), set(), 0
+    for row in np.random.default_rng([0, len(texts)]).permutation(len(texts)):
+        if count >= size:
+            break
+        count += left.pop(texts[row], 0)
+        chosen.add(texts[row])
+    return np.array([text in chosen for text in texts], np.bool_)
+
+
+def folds(labels: NDArray[np.generic], count: int, seed: int, texts: Sequence[str] = ()) -> NDArray[np.int64]:
+    """Fold number [N] of each sample: seeded, and with class labels each class is spread evenly.
+
+    Equal *texts* go to one fold, that of the first of them.
+    """
     generator = np.random.default_rng([seed & (2**63 - 1), count])
     order = generator.permutation(len(labels))
     if labels.ndim == 1 and labels.dtype.kind == "i":
         order = order[np.argsort(labels[order], kind="stable")]
     out = np.empty(len(labels), np.int64)
     out[order] = np.arange(len(labels)) % count
+    first: dict[str, int] = {}
+    for row, text in enumerate(texts):
+        out[row] = out[first.setdefault(text, row)]
     return out

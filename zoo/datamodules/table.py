@@ -107,6 +107,9 @@ def _delimited(path: Path, delimiter: str) -> Table:
         if len(row) != len(header):
             raise ZooError(f"'{path}' row {number + 1} has {len(row)} fields, its header has {len(header)}")
     names = [name.strip() for name in header]
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise ZooError(f"'{path}' has two columns '{twice}'; rename one of them")
     return Table(path, {name: [row[i] for row in rows] for i, name in enumerate(names)})
 
 

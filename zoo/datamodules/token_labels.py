@@ -35,7 +35,7 @@ def per_base(table: Table, column: str, sequence: str, classes: Sequence[str]) -
         lookup[ord(name)] = i
     lookup[ord(BLANK)] = IGNORED
     out = np.empty(len(table), object)
-    texts = table.column(sequence, "sequence")
+    texts = ["".join(text.split()) for text in table.column(sequence, "sequence")]
     for row, value in enumerate(table.column(column, "label")):
         if len(value) != len(texts[row]):
             raise ZooError(f"{table.place(row)}: {len(value)} labels for {len(texts[row])} bases")

@@ -265,3 +265,15 @@ def test_missing_logger_is_named(tables: Path, tmp_path: Path) -> None:
         pytest.skip("wandb is installed here")
     with pytest.raises(ZooError, match=r"pip install 'seqzoo\[wandb\]'"):
         train(recipe(tables, trainer__loggers=["wandb"]), tmp_path / "run")
+
+
+def test_the_next_token_is_not_predicted_by_a_model_that_sees_it() -> None:
+    from zoo.models.hyenadna import HyenaDNA, HyenaDNAConfig
+    from zoo.nn.hyena import HyenaConfig
+
+    sizes: dict[str, Any] = {"d_model": 8, "n_layer": 1, "max_len": 16}
+    both_ways = HyenaDNA(HyenaDNAConfig(**sizes, hyena=HyenaConfig(filter_width=4, bidirectional="two_sided")))
+    with pytest.raises(ZooError, match="train it with masked_lm"):
+        assemble.check_direction({"name": "causal_lm"}, both_ways)
+    assemble.check_direction({"name": "masked_lm"}, both_ways)
+    assemble.check_direction({"name": "causal_lm"}, HyenaDNA(HyenaDNAConfig(**sizes)))

@@ -226,3 +226,12 @@ def test_unknown_attention_options_are_refused() -> None:
     official = {**OFFICIAL, "attn_layer_idx": [0], "attn_cfg": {"num_heads": 2, "dwconv": True}}
     with pytest.raises(ConfigError, match="dwconv"):
         convert.config_from_official(official)
+
+
+def test_attention_options_that_change_nothing_are_taken_and_others_refused() -> None:
+    official = {**OFFICIAL, "attn_layer_idx": [1]}
+    usual = {"num_heads": 2, "causal": True, "dwconv": False}
+    assert convert.config_from_official({**official, "attn_cfg": usual}).hybrid[0].options["heads"] == 2
+    for wrong in ({"causal": False}, {"dwconv": True}):
+        with pytest.raises(ConfigError, match="is not supported"):
+            convert.config_from_official({**official, "attn_cfg": {**usual, **wrong}})

@@ -206,3 +206,14 @@ def test_packed_documents_do_not_see_each_other() -> None:
         packed, _ = model.forward_features(x, Layout("causal", segment=segment))
         parts = [model.forward_features(part)[0] for part in (x[:, :11], x[:, 11:])]
     torch.testing.assert_close(packed, torch.cat(parts, 1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sides", ["two_sided", "ring"])
+def test_a_model_that_looks_both_ways(sides: str) -> None:
+    model = tiny(hyena={"filter_width": 8, "bidirectional": sides}).eval()
+    assert model.layout_kind == "full"
+    x = ids()
+    before = model(x)
+    x[:, -1] = (x[:, -1] + 1) % 12
+    assert not torch.equal(model(x)[:, 0], before[:, 0])
+    assert tiny().layout_kind == "causal"

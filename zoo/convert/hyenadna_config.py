@@ -184,11 +184,14 @@ def _attention_options(official: Mapping[str, Any]) -> dict[str, Any]:
         "num_heads", "num_heads_kv", "qkv_proj_bias", "out_proj_bias", "bias", "rotary_emb_dim", "rotary_emb_base",
         "rotary_emb_interleaved", "softmax_scale", "dropout", "causal", "use_alibi", "use_flash_attn", "fused_bias_fc",
     }  # fmt: skip
+    idle = {"dwconv", "return_residual", "checkpointing", "device", "dtype", "layer_idx"}  # harmless while they are off
     for key in official:
-        if key not in known:
+        if key not in known and not (key in idle and not official[key]):
             raise ConfigError(
                 f"official attention option {key}={official[key]!r} is not supported" + nearest(key, known)
             )
+    if not official.get("causal", True):
+        raise ConfigError("official attention option causal=False is not supported: these models only look back")
     bias = bool(official.get("bias", True))
     options: dict[str, Any] = {
         "heads": int(official["num_heads"]),

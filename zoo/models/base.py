@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class SequenceModel(nn.Module):
         max_len: longest input in tokens, None when unbounded.
     """
 
-    layout_kind: ClassVar[str] = "causal"
+    layout_kind: str = "causal"
     config: Any
     embed: nn.Embedding
     backbone: Backbone

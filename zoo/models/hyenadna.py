@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -98,11 +98,14 @@ class HyenaDNA(SequenceModel):
         rows = -(-config.vocab_size // config.vocab_multiple) * config.vocab_multiple
         self.embed = nn.Embedding(rows, config.d_model)
         self.embed_dropout = nn.Dropout(config.embed_dropout)
+        two_sided = config.mixer == "hyena" and config.hyena.bidirectional != "no"
+        layout: Literal["causal", "full"] = "full" if two_sided else "causal"
+        self.layout_kind = layout
         self.backbone = Backbone(
             BackboneConfig(
                 d_model=config.d_model,
                 layers=tuple(layer_specs(config)),
-                layout="causal",
+                layout=layout,
                 eps=config.eps,
                 dropout=config.resid_dropout,
                 residual_in_fp32=config.residual_in_fp32,

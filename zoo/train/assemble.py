@@ -56,6 +56,7 @@ def assemble(recipe: RecipeConfig) -> Parts:
     if start is not None:
         load_weights(model, start.model, str(recipe.init))
     check_lengths(model, tokenizer, data)
+    check_direction(recipe.task, model)
     frozen = prepare(model, finetuning(recipe), recipe.model["name"])
     task = tasks.build(_with_weights(recipe.task, data), model)
     task.frozen = frozen
@@ -221,6 +222,15 @@ def check_lengths(model: Any, tokenizer: Any, data: Any) -> None:
         raise ZooError(
             f"the data has sequences of {longest} tokens but the model takes at most {limit}: "
             "raise model.max_len, or shorten the data explicitly"
+        )
+
+
+def check_direction(task: dict[str, Any], model: Any) -> None:
+    """Raise ZooError when a model that sees ahead is to predict the next token: it would read the answer."""
+    if task["name"] == "causal_lm" and getattr(model, "layout_kind", "causal") == "full":
+        raise ZooError(
+            "task 'causal_lm' predicts the next token, which this model sees: train it with masked_lm, or take a model "
+            "that only looks back"
         )
 
 

@@ -18,6 +18,7 @@ from zoo.train import images
 from zoo.train.assemble import (
     build_data,
     build_model,
+    check_direction,
     check_fit,
     check_lengths,
     check_monitor,
@@ -77,6 +78,7 @@ def dry_run(recipe: RecipeConfig) -> DryRun:
     with torch.device("meta"):  # shapes only: neither memory nor arithmetic
         model = build_model(recipe.model["name"], config)
     check_lengths(model, tokenizer, data)
+    check_direction(recipe.task, model)
     with torch.device("meta"):
         prepare(model, finetuning(recipe), recipe.model["name"])
     trained, in_all = trainable(model)

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 from zoo import datamodules, tasks
 from zoo.errors import ZooError
 from zoo.tasks.strands import BOTH
-from zoo.train.assemble import LABELS, LANGUAGE_TASKS, check_fit, check_lengths, equip
+from zoo.train.assemble import LABELS, LANGUAGE_TASKS, check_direction, check_fit, check_lengths, equip
 from zoo.train.progress import quiet
 from zoo.train.recipe import RecipeConfig, TrainerConfig
 
@@ -58,6 +58,7 @@ def evaluate(
     recipe = RecipeConfig(name="evaluate", model={}, data=section, task=task_section, trainer=trainer)
     check_fit(recipe, artifact.model.config, artifact.tokenizer, data)
     check_lengths(artifact.model, artifact.tokenizer, data)
+    check_direction(task_section, artifact.model)
     task = tasks.build(task_section, artifact.model)
     equip(task, artifact.tokenizer)
     runner = pl.Trainer(

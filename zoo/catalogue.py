@@ -58,6 +58,7 @@ TOKENIZERS = {
     "char": "zoo.tokenizers.char:CharTokenizer",
     "kmer": "zoo.tokenizers.kmer:KmerTokenizer",
     "bpe": "zoo.tokenizers.bpe:BpeTokenizer",
+    "word": "zoo.tokenizers.word:WordTokenizer",
 }
 
 DATAMODULES = {
@@ -70,6 +71,7 @@ DATAMODULES = {
     "moving_mnist": "zoo.datamodules.moving_mnist:MovingMNIST",
     "videos": "zoo.datamodules.videos:VideoData",
     "clip_tokens": "zoo.datamodules.clip_tokens:ClipTokens",
+    "vqa": "zoo.datamodules.vqa:VQAData",
 }
 
 TASKS = {
@@ -82,6 +84,7 @@ TASKS = {
     "token_generation": "zoo.tasks.token_generation:TokenGeneration",
     "video_reconstruction": "zoo.tasks.video_reconstruction:VideoReconstruction",
     "next_block": "zoo.tasks.next_block:NextBlock",
+    "vqa": "zoo.tasks.vqa:VQA",
 }
 
 # official weights and configs <-> ours: module with to_zoo, to_official, config_from_official

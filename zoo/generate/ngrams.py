@@ -121,7 +121,8 @@ class IndexDraft:
         return self
 
     def propose(self, context: Sequence[int], budget: int) -> Draft:
-        tokens, known = [], list(context[-self.context :])
+        tokens: list[int] = []
+        known = list(context[-self.context :])
         while len(tokens) < budget:
             size = self.index.longest(known)
             after = self.index.successors(known[len(known) - size :]) if size else {}

@@ -19,6 +19,7 @@ COMMANDS = {
     "finetune": ("zoo.cli.finetune", "train a recipe from the weights of an artifact or a published model"),
     "eval": ("zoo.cli.evaluate", "measure an artifact on a data set"),
     "bench-data": ("zoo.cli.bench_data", "a benchmark suite: recipes, floors and published numbers in one table"),
+    "bench": ("zoo.cli.bench", "accuracy and cost of a vision-language model against its visual tokens"),
     "predict": ("zoo.cli.predict", "classify or score the sequences of a FASTA or CSV file"),
     "score": ("zoo.cli.score", "log-likelihood of the sequences of a FASTA or CSV file"),
     "embed": ("zoo.cli.embed", "vectors of the sequences of a FASTA or CSV file"),

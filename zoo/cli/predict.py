@@ -25,12 +25,16 @@ def parser() -> Parser:
             "zoo predict runs/hyenadna_uci_splice/artifact --fasta sequences.fa",
             "zoo predict runs/hyenadna_uci_splice/artifact --csv table.csv --column seq --out predictions.csv",
             "zoo predict hyenadna-tiny-1k --fasta sequences.fa",
+            "zoo predict runs/mqt_easy_vqa/artifact --image shape.png --question 'what color is the shape?'",
         ],
     )
     command.add_argument("ref", metavar="REF", help="artifact folder, model of the catalogue, or Hub id")
     source = command.add_mutually_exclusive_group(required=True)
     source.add_argument("--fasta", metavar="FILE", help="sequences, plain or gzip-compressed")
     source.add_argument("--csv", metavar="FILE", help="table with a column of sequences (.csv or .tsv)")
+    source.add_argument("--image", nargs="+", metavar="FILE", help="pictures, for a vision-language model")
+    command.add_argument("--question", metavar="TEXT", help="what to ask about each picture")
+    command.add_argument("--tokens", type=int, default=0, metavar="M", help="visual tokens a picture (default: all)")
     command.add_argument("--column", default="sequence", help="that column (default: sequence)")
     command.add_argument("-o", "--out", metavar="FILE", help="write there rather than to stdout")
     command.add_argument("--batch-size", type=int, default=32, help="sequences at a time (default: 32)")
@@ -45,6 +49,10 @@ def run(args: argparse.Namespace) -> int:
         raise ZooError(f"--batch-size must be at least 1, got {args.batch_size}")
     if args.out is not None and not Path(args.out).expanduser().parent.is_dir():
         raise ZooError(f"folder '{Path(args.out).parent}' of --out does not exist")
+    if args.image:
+        from zoo.cli import answer
+
+        return answer.run(args)
     names, sequences = read(args)
     from zoo.hub import artifact
 

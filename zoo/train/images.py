@@ -23,7 +23,7 @@ def check_fit(recipe: RecipeConfig, config: Any, data: Any) -> bool:
         return False
     if task not in serves:
         raise ZooError(f"task '{task}' does not go with data '{recipe.data['name']}'" + nearest(task, serves))
-    if getattr(data, "modality", "") == "video":
+    if getattr(data, "modality", "") in ("video", "vqa"):
         videos.check_fit(recipe, config, data)
         return True
     if task == "token_generation":

@@ -162,3 +162,12 @@ def test_nothing_outside_is_read_or_written(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert not done.stderr
     assert list(work.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["${oc.env:HOME}", "a ${ oc.env : HOME } b", "${oc.decode:${oc.env:HOME}}"])
+def test_a_recipe_cannot_read_the_environment(tiny: Path, text: str) -> None:
+    tiny.write_text(tiny.read_text().replace("description: a test", f"description: '{text}'"))
+    with pytest.raises(ConfigError, match="may refer to its own keys alone"):
+        compose(str(tiny), [])
+    with pytest.raises(ConfigError, match="own keys alone"):
+        compose("hyenadna_uci_splice", [f"description='{text}'"])

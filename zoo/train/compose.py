@@ -7,6 +7,7 @@ into one sentence each; checking the result against the schemas is `zoo.train.re
 from __future__ import annotations
 
 import itertools
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -204,6 +205,7 @@ def _run(source: Source, overrides: list[list[str]]) -> Any:
                 if second == first:
                     raise
                 composed = hydra_compose(primary, overrides=[*extra, *second])
+            _refuse_resolvers(OmegaConf.to_container(composed, resolve=False), where)
             return OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except MissingConfigException as error:
         missing = str(error.missing_cfg_file or "")
@@ -219,6 +221,19 @@ def _run(source: Source, overrides: list[list[str]]) -> Any:
         raise ConfigError(f"{where} cannot be composed: {' '.join(str(error).split())}") from None
     finally:
         GlobalHydra.instance().clear()
+
+
+def _refuse_resolvers(value: Any, where: str) -> None:
+    """`${oc.env:HF_TOKEN}` in a recipe from elsewhere would write this machine's secrets into the run's record."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            _refuse_resolvers(item, where)
+    elif isinstance(value, str) and (found := re.search(r"\$\{\s*([\w.]+)\s*:", value)):
+        raise ConfigError(
+            f"{where} calls the resolver '{found[1]}' in {value!r}: a recipe may refer to its own keys alone"
+        )
 
 
 def _refuse_hydra_section(file: Path) -> None:

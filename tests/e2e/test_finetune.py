@@ -206,6 +206,30 @@ def test_labels_of_single_bases(folder: Path, tmp_path: Path, slots: int) -> Non
     assert forward == pytest.approx(backward[::-1], abs=1e-5)  # one answer for both strands
 
 
+@pytest.mark.parametrize("mode", ["full", "probe", "lora"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_classifiers_from_a_masked_language_model(folder: Path, tmp_path: Path, mode: str, precision: str) -> None:
+    """An encoder's head has more parts than its output layer: the language model's give way, a pooler is kept."""
+    sizes = {"name": "dnabert2", "d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 24, "vocab_size": 69}
+    reads = {"name": "reads", "root": str(folder), "train": {"path": "train.csv"}, "length": 48, "batch_size": 4}
+    data = {"name": "mlm", "model": sizes, "tokenizer": KMER, "data": reads, "task": {"name": "masked_lm"}}
+    start = train(validate({**data, "trainer": {**TRAINER, "max_steps": 2}}), tmp_path / "start")
+    options = {"finetune": {"mode": mode}, "trainer__precision": precision, "tokenizer": {**KMER, "bos": True}}
+    model = {**sizes, "head": {"kind": "sequence", "num_outputs": 2, "pooling": "first"}}
+    result = train(recipe(folder, model=model, init=str(start.artifact), **options), tmp_path / "run")
+    before, after = (artifact.load(r.artifact).model.state_dict() for r in (start, result))
+    same = torch.equal(before["backbone.layers.0.mlp.down.weight"], after["backbone.layers.0.mlp.down.weight"])
+    assert same is (mode != "full")
+    token = {**model, "head": {"kind": "token", "num_outputs": 2}}
+    labels = {**recipe(folder).data, "label": "bases", "task": "token"}
+    dry_run(recipe(folder, model=token, init=str(start.artifact), data=labels))
+    model["head"] = {**model["head"], "num_outputs": 1}
+    numbers = {**recipe(folder).data, "label": "gc", "task": "regression"}
+    again = recipe(folder, model=model, init=str(result.artifact), data=numbers, task__kind="regression")
+    pooler = assemble.assemble(again).model.pooler
+    assert torch.equal(pooler.weight, after["pooler.weight"])
+
+
 def test_kinds_of_labels_and_pairs(folder: Path, pretrained: RunResult, tmp_path: Path) -> None:
     multilabel = {**recipe(folder).data, "label": ["label", "at_rich"], "task": "multilabel"}
     regression = {**recipe(folder).data, "label": "gc", "task": "regression", "sequence2": "other"}

@@ -14,10 +14,11 @@ from zoo.config import from_dict, resolve, to_dict
 from zoo.errors import ConfigError, ZooError, nearest
 from zoo.tasks.strands import BOTH
 from zoo.train import images
-from zoo.train.finetune import FinetuneConfig, prepare
+from zoo.train.finetune import FinetuneConfig, in_head, prepare
 from zoo.train.recipe import RecipeConfig
 
 LANGUAGE_TASKS = ("causal_lm", "masked_lm")
+OUTPUT = ("head.", "chunk_head.")  # weights that belong to the outputs of one task
 LABELS = {"token": "multiclass"}  # what task.kind is called for labels that are called otherwise in the data
 
 
@@ -144,9 +145,10 @@ def load_weights(model: nn.Module, source: nn.Module, ref: str) -> None:
     ours, theirs = model.state_dict(), source.state_dict()
     heads = [getattr(m.config, "head", None) for m in (model, source)]
     same_head = to_dict(heads[0]) == to_dict(heads[1])
-    if not same_head:
-        theirs = {key: value for key, value in theirs.items() if not key.startswith("head.")}
-        theirs |= {key: value for key, value in ours.items() if key.startswith("head.")}
+    if not same_head:  # what stands before an output layer (BERT's pooler, its transform) stays where both have it
+        shared = {key for key in theirs if key in ours and not key.startswith(OUTPUT)}
+        theirs = {key: value for key, value in theirs.items() if key in shared or not in_head(key)}
+        theirs |= {key: value for key, value in ours.items() if in_head(key) and key not in shared}
     differing = [key for key in {**ours, **theirs} if _shape(ours, key) != _shape(theirs, key)]
     lengths = [getattr(m.config, "max_len", None) for m in (model, source)]
     if lengths[0] != lengths[1]:

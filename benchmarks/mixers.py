@@ -4,9 +4,10 @@
 
 Batch 1, float32. "attention" is our mixer of two heads of 64 (projections and PyTorch's fused causal kernel); peers run
 where they are installed: x-transformers' attention and the Mamba-2 layer of transformers. The ratio is attention's time
-over the mixer's, from the same run. Attention's time beyond --attention-limit tokens is extrapolated by its square and
-marked. `--clock cpu` counts the process's CPU seconds instead, which other jobs on the machine change less (take one
-thread with it). Memory is the peak resident set above the start of the pass, each measured in a process of its own.
+over the mixer's: up to 4096 tokens both take turns in one process, beyond it is of the same run. Attention's time
+beyond --attention-limit tokens is extrapolated by its square and marked. `--clock cpu` counts the process's CPU seconds
+instead, which other jobs on the machine change less (take one thread with it). Memory is the peak resident set above
+the start of the pass, each measured in a process of its own.
 
 Writes results/mixers.json and results/mixers.png (time and memory against length, both axes logarithmic).
 """
@@ -43,6 +44,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "memory": {"heads": 2, "chunk": 256, "expansion": 2.0},
     "titans": {"variant": "mag", "heads": 2, "window": 256, "memory": {"heads": 2, "chunk": 256, "expansion": 2.0}},
 }
+TURNS = 4096  # up to this length mixer and attention are timed in turns, in one process
 PEERS = ("x-transformers attention", "transformers mamba2")
 
 
@@ -97,11 +99,22 @@ def measure(name: str, length: int, d_model: int, threads: int, budget: float, c
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     best = once()
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    rival: dict[str, float] = {}
+    if length <= TURNS and name != "attention":  # takes turns with attention, so that a passing load hits both
+        own = run
+        _, other = build("attention", d_model, length)
+        run = other
+        rival["attention"] = once()
     spent, runs = best, 1
-    while (spent < budget or (runs < 3 and best < 5)) and runs < 20:  # the first run also warms up
+    while (spent < budget or (runs < 3 and best < 5)) and runs < 100:  # the first run also warms up
+        if rival:
+            run = other
+            rival["attention"] = min(rival["attention"], once())
+            run = own
         best, runs = min(best, took := once()), runs + 1
         spent += took
-    return {"seconds": best, "peak_mb": peak, "runs": runs, "parameters": sum(p.numel() for p in module.parameters())}
+    parameters = sum(p.numel() for p in module.parameters())
+    return {"seconds": best, "peak_mb": peak, "runs": runs, "parameters": parameters, **rival}
 
 
 def isolated(name: str, length: int, args: argparse.Namespace) -> dict[str, float] | None:
@@ -173,7 +186,7 @@ def main() -> None:
     if not args.update and "attention" not in names:
         names.append("attention")
     for name in sorted(names, key=lambda n: n != "attention"):  # first: the others are compared with it
-        rows: dict[str, dict[str, float]] = {}
+        rows: dict[str, dict[str, float]] = dict(table.get(name, {})) if args.update else {}
         for length in lengths:
             if name in ("attention", *PEERS) and length > args.attention_limit:
                 last = rows.get(str(args.attention_limit))
@@ -185,12 +198,14 @@ def main() -> None:
             if result is None:
                 break
             rows[str(length)] = result
-            ratio = (rows if name == "attention" else table["attention"])[str(length)]["seconds"] / result["seconds"]
+            base = (rows if name == "attention" else table["attention"])[str(length)]["seconds"]
+            ratio = result.get("attention", base) / result["seconds"]
             print(
                 f"{name:26} {length:7} {result['seconds'] * 1e3:10.1f} ms {result['peak_mb']:8.0f} MB  x{ratio:.2f}",
                 flush=True,
             )
         table[name] = rows
+    lengths = sorted({int(n) for rows in table.values() for n in rows})
     print_table(table, lengths)
     RESULTS.mkdir(exist_ok=True)
     data = {"d_model": args.d_model, "threads": args.threads, "clock": args.clock, "lengths": lengths, "mixers": table}
@@ -208,7 +223,9 @@ def print_table(table: dict[str, dict[str, dict[str, float]]], lengths: list[int
             row, base = rows.get(str(n)), table["attention"].get(str(n))
             mark = "~" if row and row.get("extrapolated") else ""
             cells.append(
-                f"{mark}{row['seconds'] * 1e3:.1f} ({base['seconds'] / row['seconds']:.1f}x)" if row and base else "-"
+                f"{mark}{row['seconds'] * 1e3:.1f} ({row.get('attention', base['seconds']) / row['seconds']:.2f}x)"
+                if row and base
+                else "-"
             )
         print(f"| {name} | " + " | ".join(cells) + " |")
 

@@ -13,12 +13,14 @@ from safetensors.torch import save_file
 
 from zoo import datamodules
 from zoo.cli.clips import encode_clips, save_clips
+from zoo.cli.main import main
 from zoo.config import from_dict
 from zoo.datamodules.clip_tokens import ClipTokens, ClipTokensConfig
 from zoo.datamodules.manifest import FileConfig
 from zoo.datamodules.moving_mnist import MovingMNIST, MovingMNISTConfig, bounce
 from zoo.datamodules.videos import VideoData, VideoDataConfig, read_frames, video_facts, write_video
 from zoo.errors import ConfigError, ZooError
+from zoo.hub import artifact
 from zoo.models.nbp import NBP, NBPConfig
 from zoo.models.nbp_tokenizer import NBPTokenizer, NBPTokenizerConfig
 from zoo.nn.fsq import FSQConfig
@@ -304,3 +306,34 @@ def test_clips_are_written(tmp_path: Path, suffix: str) -> None:
 def test_unknown_fields_are_refused() -> None:
     with pytest.raises(ConfigError, match="frame"):
         from_dict(MovingMNISTConfig, {"framez": 3}, "data")
+
+
+# --- commands
+
+
+def test_commands_tokenize_and_continue_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    artifact.save(tokenizer(), tmp_path / "tok")
+    sheet = tmp_path / "set.yaml"
+    sheet.write_text("name: moving_mnist\nframes: 5\nsize: 32\ntrain: 2\nval: 2\ntest: 3\n")
+    ids = tmp_path / "ids.safetensors"
+    tokenize = ["tokenize", str(tmp_path / "tok"), "--data", str(sheet), "-o", str(ids)]
+    assert main(tokenize) == 0
+    assert "3 clips of 2 x 4 x 4 ids out of 16" in capsys.readouterr().out
+    data = ClipTokens(ClipTokensConfig(train=(FileConfig(path=str(ids)),)))
+    data.setup()
+    assert data.grid == (2, 4, 4)
+    assert data.first.tokenizer == str(tmp_path / "tok")
+    assert main([*tokenize, "--flip"]) == 2
+    assert "are for pictures" in capsys.readouterr().err
+
+    artifact.save(NBP(nbp()), tmp_path / "nbp")
+    go = ["generate", str(tmp_path / "nbp"), "--tokenizer", str(tmp_path / "tok"), "--num", "2", "--given", "1"]
+    out = tmp_path / "clips.png"
+    assert main([*go, "--continue", str(sheet), "-o", str(out)]) == 0
+    assert "2 clips, 4 passes" in capsys.readouterr().out
+    assert Image.open(out).size == (5 * 32, 2 * 32)
+    assert main([*go, "-o", str(out)]) == 2
+    assert "this model continues clips" in capsys.readouterr().err
+    artifact.save(NBP(nbp(hybrid=True)), tmp_path / "hybrid")
+    assert main(["generate", str(tmp_path / "hybrid"), *go[2:], "-o", str(tmp_path / "x.gif")]) == 0
+    assert "2 clips, 11 passes" in capsys.readouterr().out

@@ -53,7 +53,7 @@ def encode_clips(model: VideoModel, source: Any, batch: int, limit: int = 0) -> 
     return torch.cat(ids), torch.cat(labels).long()
 
 
-def tokenize(args: argparse.Namespace, found: Any, model: VideoModel) -> int:
+def tokenize(args: argparse.Namespace, model: VideoModel) -> int:
     """`zoo tokenize` for a video tokenizer: one file of ids [N, T, H, W] and labels [N]."""
     from zoo.cli.tokenize import _write
 
@@ -63,9 +63,8 @@ def tokenize(args: argparse.Namespace, found: Any, model: VideoModel) -> int:
         raise ZooError("--flip and --shard-size are for pictures")
     data, source = load_split(args)
     ids, labels = encode_clips(model, source, args.batch_size, args.limit)
-    ref = Path(args.ref).expanduser()
     about = {
-        "tokenizer": str(found.path if ref.is_dir() else args.ref),
+        "tokenizer": args.ref,
         "vocab_size": str(model.vocab_size),
         "classes": json.dumps(list(data.classes)),
         "names": json.dumps(list(source.names[: len(ids)])),

@@ -1,4 +1,4 @@
-"""`zoo generate`: sequences from a language model, pictures from a generator of image tokens."""
+"""`zoo generate`: sequences from a language model, pictures and clips from generators of their tokens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.cli import generate_images
+from zoo.cli import generate_clips, generate_images
 from zoo.cli.common import Parser, existing_file
 from zoo.cli.sequences import add_batch, check
 from zoo.errors import ZooError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 FAMILIES: dict[str, str] = {
     "maskgit": "zoo.cli.generate_images:run",
     "rar": "zoo.cli.generate_images:run",
+    "nbp": "zoo.cli.generate_clips:run",
 }
 WIDTH = 80  # letters a line
 
@@ -36,6 +37,7 @@ def parser() -> Parser:
             "zoo generate runs/ecoli/artifact --prompt ATGACCATGATT --bases 300 --stream",
             "zoo generate hyenadna-tiny-1k --fasta prompts.fa --num 5 --top-k 3 --seed 7 -o samples.fa",
             "zoo generate generator-eukaryote-1.2b --prompt ATGGCC --temperature 0.8 --top-p 0.9 --with-prompt",
+            "zoo generate runs/nbp_moving_mnist/artifact --continue moving_mnist --num 4 --top-k 50 -o clips.gif",
             "zoo generate runs/maskgit_clothing64/artifact --classes hat,shoes --num 8 -o samples.png",
         ],
     )
@@ -61,6 +63,7 @@ def parser() -> Parser:
     command.add_argument("--stream", action="store_true", help="print the bases of one sequence as they come")
     add_batch(command, 16)
     generate_images.add_options(command)
+    generate_clips.add_options(command)
     return command
 
 

@@ -45,10 +45,16 @@ def run(args: argparse.Namespace) -> int:
         raise ZooError(f"folder '{out.parent}' does not exist")
     if args.shard_size < 0:
         raise ZooError("--shard-size must not be negative")
-    pictures = find(args)
     import torch
 
+    from zoo.models.video import VideoModel
+
     _, model = load_visual(args.ref)
+    if isinstance(model, VideoModel):
+        from zoo.cli import clips
+
+        return clips.tokenize(args, model)
+    pictures = find(args)
     about = {
         "tokenizer": args.ref,
         "vocab_size": str(model.vocab_size),

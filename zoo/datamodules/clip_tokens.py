@@ -155,6 +155,10 @@ class ClipTokens(Data):
         """The cache of the first split."""
         return next(iter(self.caches.values()))
 
+    def facts(self) -> dict[str, str]:
+        """The artifact that decodes the tokens."""
+        return {"visual_tokenizer": self.first.tokenizer} if self.first.tokenizer else {}
+
     @property
     def grid(self) -> tuple[int, int, int]:
         """Frames, rows and columns of a clip's tokens."""

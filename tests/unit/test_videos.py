@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from zoo import datamodules
 from zoo.cli.clips import encode_clips, save_clips
+from zoo.cli.evaluate import data_section
 from zoo.cli.main import main
 from zoo.config import from_dict
 from zoo.datamodules.clip_tokens import ClipTokens, ClipTokensConfig
@@ -337,3 +338,28 @@ def test_commands_tokenize_and_continue_clips(tmp_path: Path, capsys: pytest.Cap
     artifact.save(NBP(nbp(hybrid=True)), tmp_path / "hybrid")
     assert main(["generate", str(tmp_path / "hybrid"), *go[2:], "-o", str(tmp_path / "x.gif")]) == 0
     assert "2 clips, 11 passes" in capsys.readouterr().out
+
+
+def test_commands_measure_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    artifact.save(tokenizer(), tmp_path / "tok")
+    artifact.save(NBP(nbp()), tmp_path / "nbp")
+    sheet = tmp_path / "set.yaml"
+    sheet.write_text("name: moving_mnist\nframes: 5\nsize: 32\ntrain: 2\nval: 2\ntest: 3\nbatch_size: 2\n")
+    assert main(["eval", str(tmp_path / "tok"), "--data", str(sheet), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["metrics"]
+    assert set(found) == {"test/psnr", "test/ssim", "test/psnr_first_frame", "test/psnr_last_frame"}
+    ask = ["eval", str(tmp_path / "nbp"), "--data", str(sheet), "--tokenizer", str(tmp_path / "tok"), "--given", "1"]
+    assert main([*ask, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["metrics"]
+    clips = torch.from_numpy(moving_source(sheet).batch(np.arange(3), 0, 0)["pixels"])
+    still = -10 * torch.log10((clips[:, :, 1] - clips[:, :, 0]).square().mean((1, 2, 3)))
+    assert found["test/copy_psnr_next_frame"] == pytest.approx(float(still.mean()), rel=1e-5)
+    assert found["test/psnr_next_4"] < found["test/tokenizer_psnr_next_4"] + 3
+    assert main(["eval", str(tmp_path / "tok"), "--data", str(sheet), "--i3d", str(tmp_path / "none.pt")]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+def moving_source(sheet: Path):  # type: ignore[no-untyped-def]
+    data = datamodules.build(data_section(str(sheet), []), None)
+    data.setup()
+    return data.sources["test"]

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.cli import evaluate_images
+from zoo.cli import evaluate_clips, evaluate_images
 from zoo.cli.common import Parser, print_json, table
 from zoo.errors import ConfigError, ZooError, nearest
 
@@ -34,6 +34,7 @@ def parser() -> Parser:
     command.add_argument("--split", default="test", metavar="SPLIT", help="train, val or test (default: test)")
     command.add_argument("--json", action="store_true", help="for machines")
     evaluate_images.add_options(command)
+    evaluate_clips.add_options(command)
     return command
 
 
@@ -47,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
     from zoo.hub import artifact
 
     found = artifact.load(args.ref)
+    if evaluate_clips.wanted(found):
+        return evaluate_clips.run(found, section, args)
     if evaluate_images.wanted(found):
         return evaluate_images.run(found, section, args)
     metrics = evaluate(found, section, args.split)

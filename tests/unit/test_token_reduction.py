@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from zoo.errors import ZooError
+from zoo.nn.globalcom2 import compress
 from zoo.nn.token_reduction import (
     TokenReducer,
     TokenReducerConfig,
@@ -67,3 +68,40 @@ def test_impossible_wishes_are_refused() -> None:
         TokenReducer(TokenReducerConfig()).single(torch.zeros(1, 16, 1))
     with pytest.raises(ValueError, match="rate must lie"):
         TokenReducerConfig(rate=0.0)
+
+
+def crops() -> tuple[torch.Tensor, torch.Tensor]:
+    source = torch.Generator().manual_seed(5)
+    return torch.randn(5, 36, 8, generator=source), torch.randn(5, 36, generator=source)
+
+
+def test_globalcom2_spreads_the_budget_by_the_thumbnail() -> None:
+    features, scores = crops()
+    scores[0, :3] = 40.0  # the first crop holds what the thumbnail looks at
+    found = compress(features, scores, torch.zeros(8), (672, 672), (2, 2), 0.25)
+    assert len(found.thumbnail) == 9
+    assert torch.equal(found.thumbnail[:3].sort().values, torch.arange(3))
+    assert int(found.share.argmax()) == 0
+    assert float(found.share.mean()) == pytest.approx(0.25, abs=1e-6)
+    assert found.valid.tolist() == [36] * 4
+    assert [len(kept) for kept in found.kept] == [int(36 * float(share)) for share in found.share]
+    assert len(found.crop_tokens) == sum(len(kept) for kept in found.kept) + 12  # a newline after every row
+    assert len(compress(features, scores, torch.zeros(8), (672, 500), (2, 2), 0.25).kept[0]) < len(found.kept[0])
+
+
+def test_one_reducer_serves_both_rules_on_crops() -> None:
+    features, scores = crops()
+    attention = scores.softmax(-1)
+    hired = TokenReducer(TokenReducerConfig(kind="hired", rate=0.2))
+    assert len(hired.picture(features, attention, attention, (672, 672), (2, 2))) <= hired.budget(5, 36)
+    ours = TokenReducer(TokenReducerConfig(kind="globalcom2", rate=0.25))
+    tokens = ours.picture(features, None, scores, (672, 672), (2, 2), torch.zeros(8))
+    assert torch.equal(tokens, compress(features, scores, torch.zeros(8), (672, 672), (2, 2), 0.25).tokens)
+    single = ours.single(features, scores)
+    assert torch.equal(single[0], features[0][scores[0].topk(9).indices])
+    with pytest.raises(ZooError, match="newline token"):
+        ours.picture(features, None, scores, (672, 672), (2, 2))
+    with pytest.raises(ZooError, match="early layer too"):
+        hired.picture(features, None, attention, (672, 672), (2, 2))
+    with pytest.raises(ZooError, match="no budget to spread"):
+        TokenReducer(TokenReducerConfig(kind="pool", tokens=9)).picture(features, None, scores, (672, 672), (2, 2))

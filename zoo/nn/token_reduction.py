@@ -22,15 +22,17 @@ class TokenReducerConfig:
     """How many visual tokens stay.
 
     Attributes:
-        kind: `hired` or `pool`.
-        rate: `hired`: share of all tokens that may stay.
+        kind: `hired`, `globalcom2` (see `zoo.nn.globalcom2`) or `pool`.
+        rate: `hired` and `globalcom2`: share of all tokens that may stay.
         alpha: `hired`: the thumbnail's share of the budget.
+        temperature: `globalcom2`: of the law that spreads the crops' budget.
         tokens: `pool`: tokens of a picture, a square number whose side divides the picture's.
     """
 
-    kind: Literal["hired", "pool"] = "hired"
+    kind: Literal["hired", "globalcom2", "pool"] = "hired"
     rate: float = 0.2
     alpha: float = 0.5
+    temperature: float = 10.0
     tokens: int = 144
 
     def __post_init__(self) -> None:
@@ -54,7 +56,8 @@ class TokenReducer:
         """One view a picture (LLaVA-1.5): [B, n, D] -> [B, m, D] in reading order.
 
         Args:
-            cls_attention: [B, n] attention that the class token pays each patch; not needed for `pool`.
+            cls_attention: [B, n] attention that the class token pays each patch (`globalcom2`: its logits, and tokens
+                stay in their order, best first); not needed for `pool`.
 
         Raises:
             ZooError: the attention is missing or has another shape.
@@ -64,8 +67,44 @@ class TokenReducer:
         if cls_attention is None or cls_attention.shape != features.shape[:2]:
             raise ZooError(f"{self.config.kind} needs the class token's attention {list(features.shape[:2])}")
         count = int(features.shape[1] * self.config.rate)
-        kept = cls_attention.topk(count, dim=-1).indices.sort(dim=-1).values
+        kept = cls_attention.topk(count, dim=-1).indices
+        if self.config.kind == "hired":
+            kept = kept.sort(dim=-1).values
         return features.gather(1, kept[..., None].expand(-1, -1, features.shape[-1]))
+
+    def picture(
+        self,
+        features: Tensor,
+        top: Tensor | None,
+        bottom: Tensor,
+        size: tuple[int, int],
+        grid: tuple[int, int],
+        newline: Tensor | None = None,
+    ) -> Tensor:
+        """One picture as LLaVA-NeXT reads it: [1 + crops, n, D], the thumbnail first, -> [m, D].
+
+        Args:
+            top, bottom: [1 + crops, n] class attention of an early and of a late layer; `globalcom2` reads the late
+                one's logits alone.
+            size: height and width of the picture in pixels.
+            grid: rows and columns of the crops.
+            newline: [D] token that ends a row, for `globalcom2`.
+
+        Raises:
+            ZooError: `pool`, which knows no crops, or a missing argument.
+        """
+        if self.config.kind == "globalcom2":
+            if newline is None:
+                raise ZooError("globalcom2 ends each row of crops by a newline token: give it")
+            from zoo.nn.globalcom2 import compress
+
+            return compress(features, bottom, newline, size, grid, self.config.rate, self.config.temperature).tokens
+        if self.config.kind == "pool":
+            raise ZooError("pooling makes as many tokens of every view: it has no budget to spread over crops")
+        if top is None:
+            raise ZooError("hired needs the class token's attention in an early layer too")
+        mask = hired_mask(top, bottom, grid, self.config.rate, self.config.alpha)
+        return hired_pack(features, mask, grid, size)
 
 
 def pool_tokens(features: Tensor, tokens: int) -> Tensor:

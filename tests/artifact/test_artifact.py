@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -331,3 +332,13 @@ def test_convert_makes_an_artifact(tmp_path: Path) -> None:
     assert loaded.tokenizer is not None
     assert all(check.passed for check in zoo.verify(tmp_path / "art"))
     assert main(["convert", str(tmp_path / "weights.ckpt"), "--out", str(tmp_path / "art")]) == 2
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("zoo.hub.files.write_tensors", full)
+    with pytest.raises(ZooError, match=r"cannot write '.*model': No space left on device"):
+        artifact.save(model(), tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []

@@ -255,3 +255,22 @@ def test_resuming_with_another_recipe_is_refused(zoo: Zoo, tiny: Path, trained: 
     status, _, err = zoo("train", tiny, "seed=5", "--out", trained, "--resume")
     assert status == 2
     assert "seed was 0 and is 5" in err
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(zoo: Zoo, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    status, text, err = zoo("train", tiny, "--out", tmp_path / "file" / "run")
+    assert (status, text) == (2, "")
+    assert err.startswith("error: cannot write into the run's folder")
+    assert "Not a directory" in err
+
+
+def test_a_damaged_record_of_the_recipe_is_one_sentence(zoo: Zoo, tiny: Path, trained: Path, tmp_path: Path) -> None:
+    import shutil
+
+    out = tmp_path / "again"
+    shutil.copytree(trained, out)
+    (out / "recipe.json").write_text('{"name": ')
+    status, _, err = zoo("train", tiny, "--out", out, "--resume")
+    assert status == 2
+    assert "recipe.json is damaged" in err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -44,6 +45,9 @@ COMMANDS = {
         "the whole line on real DNA: pretrain, fine-tune, measure, verify, predict",
     ),
 }
+
+# what the machine refuses, which is no bug of ours: full or read-only disks, missing permissions
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 USAGE = """usage: zoo COMMAND [options]
 
@@ -94,6 +98,12 @@ def main(argv: list[str] | None = None) -> int:
         # the reader (`head`, `less`) has gone; keep the interpreter from flushing into it once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror}", file=sys.stderr)
+        return 2
 
 
 def dispatch(arguments: list[str]) -> int:

@@ -272,14 +272,22 @@ def _check_target(target: Path, overwrite: bool) -> None:
 
 @contextmanager
 def _beside(target: Path) -> Iterator[Path]:
-    """A temporary folder on the same file system, gone after any error."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    place.chmod(0o755)
+    """A temporary folder on the same file system, gone after any error.
+
+    Raises:
+        ZooError: nothing can be written there, or the disk is full.
+    """
+    place: Path | None = None
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        place.chmod(0o755)
         yield place
+    except (OSError, SafetensorError) as error:
+        raise ZooError(f"cannot write '{target}': {getattr(error, 'strerror', None) or error}") from error
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        if place is not None:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _publish(place: Path, target: Path) -> None:

@@ -159,7 +159,8 @@ def _artifact_facts(artifact: Artifact) -> list[tuple[str, str]]:
         pooled = f", pooling: {head.pooling}" if head.kind == "sequence" else ""
         facts.append(("predicts", predicts.get(head.kind, head.kind) + pooled))
     if outputs.get("classes"):
-        facts.append(("classes", ", ".join(outputs["classes"])))
+        what = "targets" if outputs.get("task_kind") == "regression" else "classes"
+        facts.append((what, ", ".join(outputs["classes"])))
     return facts
 
 
@@ -218,7 +219,9 @@ def _metrics_section(metrics: dict[str, float], data: dict[str, Any], run: dict[
     monitor = run.get("monitor")
     chosen = f"the weights with the best {monitor}" if monitor else "the last weights"
     where = f" of {data['id']}" if data.get("id") else ""
-    protocol = f"Measured once on the held-out splits{where}, with {chosen}; the test split chose nothing."
+    test = any(key.startswith("test/") for key in metrics)
+    splits, honest = ("splits", "; the test split chose nothing") if test else ("split", "")
+    protocol = f"Measured once on the held-out {splits}{where}, with {chosen}{honest}."
     return "## Measured\n" + table(("metric", "split", "value"), rows) + "\n\n" + protocol
 
 

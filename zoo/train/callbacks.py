@@ -124,9 +124,12 @@ class NonFiniteGuard(pl.Callback):
     def _stop(self, trainer: pl.Trainer, what: str, samples: list[list[int]]) -> None:
         shown = [index for batch in samples for index in batch]
         text = ", ".join(map(str, shown[:64])) + (", ..." if len(shown) > 64 else "")
+        keeper = next((item for item in trainer.callbacks if isinstance(item, Checkpoints)), None)  # type: ignore[attr-defined]
+        kept = checkpoint_io.checkpoints(keeper.folder) if keeper is not None else []
+        last = f"the last checkpoint is intact ({kept[-1].name})" if kept else "no checkpoint was due yet"
         raise ZooError(
-            f"{what} at step {trainer.global_step + 1} on training samples [{text}]; nothing was updated and the last "
-            "checkpoint is intact: lower task.optim.lr, set trainer.grad_clip, or look at those samples"
+            f"{what} at step {trainer.global_step + 1} on training samples [{text}]; nothing was updated and {last}: "
+            "lower task.optim.lr, set trainer.grad_clip, or look at those samples"
         )
 
 

@@ -80,7 +80,8 @@ def save(payload: dict[str, Any], path: Path) -> None:
     try:
         write_atomic(path, write)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        raise ZooError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+        reason = getattr(error, "strerror", None) or f"is the disk full? ({error})"
+        raise ZooError(f"cannot write {path}: {reason}") from error
 
 
 def write_text(path: Path, text: str) -> None:

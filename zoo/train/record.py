@@ -78,7 +78,7 @@ def claim_folder(out: Path, recipe: RecipeConfig, resume: bool) -> None:
     """Make *out* the folder of this run.
 
     Raises:
-        ZooError: it holds another run (without resume), or a run of another recipe (with it).
+        ZooError: it holds another run (without resume), or a run of another recipe (with it); it cannot be made.
     """
     if out.exists() and not out.is_dir():
         raise ZooError(f"{out} is a file, not a folder for a run")
@@ -89,15 +89,28 @@ def claim_folder(out: Path, recipe: RecipeConfig, resume: bool) -> None:
         )
     saved = out / "recipe.json"
     if resume and saved.is_file():
-        before, after = _filled(json.loads(saved.read_text(encoding="utf-8"))), to_dict(recipe)
+        before, after = _filled(_stored(saved)), to_dict(recipe)
         difference = _difference(_over_all(before), _over_all(after))
         if difference:
             raise ZooError(f"{out} was started with another recipe and cannot be resumed with this one: {difference}")
         return
     if resume and held:
         raise ZooError(f"{out} has no recipe.json, so it cannot be told whether this recipe is the one to resume")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(saved, recipe)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(saved, recipe)
+    except OSError as error:
+        raise ZooError(f"cannot write into the run's folder {out}: {error.strerror}") from None
+
+
+def _stored(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("trainer"), dict) or "data" not in found:
+        raise ZooError(f"{file} is damaged, so it cannot be told whether this recipe is the one to resume")
+    return found
 
 
 def _filled(recipe: dict[str, Any]) -> dict[str, Any]:

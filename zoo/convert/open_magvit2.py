@@ -107,7 +107,8 @@ def replay(case: Case) -> dict[str, Tensor]:
     stages: dict[str, nn.Module] = {"enc.conv_in": encoder.start, "dec.conv_in": decoder.start}
     stages["dec.adaptive_first"] = decoder.adaptive[-1]
     for i, stage in enumerate(encoder.stages):
-        stages |= {f"enc.down{i}.block{j}": block for j, block in enumerate(stage.blocks)}
+        blocks: Any = stage.blocks
+        stages |= {f"enc.down{i}.block{j}": block for j, block in enumerate(blocks)}
     with Capture(stages) as seen:
         z = encoder(case.inputs["x"])
         result = model.quantizer(z.movedim(1, -1))

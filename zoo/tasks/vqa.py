@@ -53,13 +53,14 @@ class VQA(Task):
         if not isinstance(model, MQT):
             raise ZooError(f"task vqa trains an MQT, not a {type(model).__name__}")
         elastic = isinstance(model.projector, QueryTransformer)
-        most = model.projector.max_tokens if elastic else (model.config.tower.size // model.config.tower.patch) ** 2
+        projector: Any = model.projector
+        most: int = projector.max_tokens if elastic else (model.config.tower.size // model.config.tower.patch) ** 2
         for m in (*config.budgets, *([config.tokens] if config.tokens else [])):
             if m > most or (not elastic and m != most):
                 raise ZooError(
                     f"the model makes {'at most ' if elastic else ''}{most} visual tokens a picture, not {m}"
                 )
-        self.budgets = config.budgets or (most,)
+        self.budgets: tuple[int, ...] = config.budgets or (most,)
         self.correct = nn.ModuleDict(
             {f"{stage}_{m}": WeightedMean() for stage in ("val", "test") for m in self.budgets}
         )

@@ -97,7 +97,7 @@ def test_no_arguments_show_the_help(zoo: Zoo) -> None:
         (["eval", "hyenadna-tiny-1k", "--data", "uci_splic"], "did you mean 'uci_splice'?"),
         (["eval", "hyenadna-tiny-1k", "--data", "uci_splice", "--split", "tset"], "did you mean 'test'?"),
         (["eval", "hyenadna-tiny-1k", "--data", "uci_splice", "batchsize=3"], "did you mean 'batch_size'?"),
-        (["predict", "hyenadna-tiny-1k"], "--fasta --csv is required"),
+        (["predict", "hyenadna-tiny-1k"], "--fasta --csv --image is required"),
         (["predict", "hyenadna-tiny-1k", "--fasta", "nothing.fa"], "FASTA file 'nothing.fa' does not exist"),
         (["verify"], "needs a case, an artifact"),
         (["verify", "no/such/folder"], "does not exist"),

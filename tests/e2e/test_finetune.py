@@ -238,6 +238,16 @@ def test_kinds_of_labels_and_pairs(folder: Path, pretrained: RunResult, tmp_path
         options = {"model__head": head, "data": data, "task__kind": kind, "task__rc": "average"}
         result = train(recipe(folder, **options, init=str(pretrained.artifact)), tmp_path / kind)
         check(result, data)
+    with (folder / "test.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    both = [(str(i), (row["sequence"], row["other"])) for i, row in enumerate(rows)]
+    mine = torch.tensor([row["gc"] for row in predict(result.artifact, both)])
+    error = (mine - torch.tensor([float(row["gc"]) for row in rows])).square().mean()
+    assert float(error) == pytest.approx(result.metrics["test/loss"], rel=1e-3)
+    with pytest.raises(ZooError, match="trained on pairs of sequences"):
+        list(predict(result.artifact, [("a", "ACGTAC")]))
+    with pytest.raises(ZooError, match="reads single sequences, but 'a' is a pair"):
+        list(predict(tmp_path / "multilabel" / "artifact", [("a", ("ACGTAC", "ACG"))]))
 
 
 def test_mistakes_are_named(folder: Path) -> None:

@@ -36,6 +36,7 @@ def parser() -> Parser:
     command.add_argument("--question", metavar="TEXT", help="what to ask about each picture")
     command.add_argument("--tokens", type=int, default=0, metavar="M", help="visual tokens a picture (default: all)")
     command.add_argument("--column", default="sequence", help="that column (default: sequence)")
+    command.add_argument("--column2", metavar="NAME", help="column of the second sequences, for a model of pairs")
     command.add_argument("-o", "--out", metavar="FILE", help="write there rather than to stdout")
     command.add_argument("--batch-size", type=int, default=32, help="sequences at a time (default: 32)")
     return command
@@ -47,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
     check_ref(args.ref)
     if args.batch_size < 1:
         raise ZooError(f"--batch-size must be at least 1, got {args.batch_size}")
+    if args.column2 is not None and args.csv is None:
+        raise ZooError("--column2 names a column of a table: give the table with --csv")
     if args.out is not None and not Path(args.out).expanduser().parent.is_dir():
         raise ZooError(f"folder '{Path(args.out).parent}' of --out does not exist")
     if args.image:
@@ -54,9 +57,13 @@ def run(args: argparse.Namespace) -> int:
 
         return answer.run(args)
     names, sequences = read(args)
+    given: list[Any] = [*sequences]
+    if args.column2 is not None:
+        _, mates = read(argparse.Namespace(fasta=None, csv=args.csv, column=args.column2))
+        given = [*zip(sequences, mates, strict=True)]
     from zoo.hub import artifact
 
-    header, rows = predict(artifact.load(args.ref), names, sequences, args.batch_size)
+    header, rows = predict(artifact.load(args.ref), names, given, args.batch_size)
     write_rows(rows, header, args.out)
     return 0
 
@@ -88,7 +95,7 @@ def read(args: argparse.Namespace) -> tuple[list[str], list[bytes]]:
     return names, sequences
 
 
-def predict(found: Artifact, names: list[str], sequences: list[bytes], batch_size: int) -> tuple[list[str], Rows]:
+def predict(found: Artifact, names: list[str], sequences: list[Any], batch_size: int) -> tuple[list[str], Rows]:
     """(header, rows) in the order of the input.
 
     Raises:

@@ -19,12 +19,13 @@ from zoo.tokenizers.base import to_bytes
 from zoo.train.evaluate import opened
 
 Row = dict[str, Any]
+Text = bytes | tuple[bytes, bytes]  # a sequence, or the two of a pair
 CHUNK = 4096  # sequences sorted by length together
 
 
 def predict(
     ref: Any,
-    sequences: Iterable[tuple[str, str | bytes]],
+    sequences: Iterable[tuple[str, Any]],
     *,
     batch_size: int = 256,
     batch_tokens: int = 32768,
@@ -40,13 +41,14 @@ def predict(
 
     Args:
         ref: folder, catalogue name, Hub id, or a loaded artifact.
-        sequences: pairs of name and letters; read lazily.
+        sequences: pairs of name and letters (of both sequences, for a model of pairs); read lazily.
         batch_size: most sequences in a batch.
         batch_tokens: most tokens in a batch, padding included (a longer sequence goes alone).
         device: where to compute; None takes a GPU if there is one.
 
     Raises:
-        ZooError: an empty sequence, or one longer than the model takes (both numbers are named).
+        ZooError: an empty sequence, one longer than the model takes (both numbers are named), or one sequence where
+            the model was trained on pairs.
     """
     artifact = opened(ref)
     if getattr(getattr(artifact.model.config, "head", None), "kind", None) == "lm":
@@ -64,6 +66,7 @@ class Predictor:
     Attributes:
         head: the head's config.
         kind: what the outputs are: multiclass, multilabel or regression.
+        second: the column of the second sequence in training, None for a model of single sequences.
         classes: their names.
 
     Raises:
@@ -83,13 +86,14 @@ class Predictor:
         self.add_special = bool(data.get("add_special", data.get("add_eos", True)))
         self.pad_side = data.get("pad_side")
         self.pad_to = data.get("pad_to")
+        self.path, self.second = artifact.path, data.get("sequence2")
         self.rc = artifact.recipe.get("task", {}).get("rc", "none")
         self.per_base = bool(data.get("per_base", False))
         self.head = artifact.model.config.head
         self.kind = artifact.info.get("outputs", {}).get("task_kind", "multiclass")
         self.classes = artifact.classes or [str(i) for i in range(self.head.num_outputs)]
 
-    def logits(self, texts: list[bytes]) -> tuple[Tensor, Tensor]:
+    def logits(self, texts: list[Any]) -> tuple[Tensor, Tensor]:
         """What the head says of texts (float32, the head's shape), and which tokens are real [B, L].
 
         A model that was trained to be read on both strands (`task.rc`) says it of both together; a `token` head does
@@ -97,7 +101,7 @@ class Predictor:
         """
         logits, mask = self._logits(texts)
         if self.rc in BOTH and self.head.kind == "sequence":
-            other, _ = self._logits([reverse_complement(text) for text in texts])
+            other, _ = self._logits([_turned(text) for text in texts])
             logits = both_strands(logits, other, self.rc, self._kind)
         return logits, mask
 
@@ -132,20 +136,48 @@ class Predictor:
         return found
 
     @torch.inference_mode()
-    def _logits(self, texts: list[bytes]) -> tuple[Tensor, Tensor]:
-        ids, valid = self.tokenizer.encode_batch(
-            texts, None, self.pad_side, add_special=self.add_special, pad_to=self.pad_to
-        )
+    def _logits(self, texts: list[Any]) -> tuple[Tensor, Tensor]:
+        if self.second is None:
+            ids, valid = self.tokenizer.encode_batch(
+                texts, None, self.pad_side, add_special=self.add_special, pad_to=self.pad_to
+            )
+        else:
+            rows = self._pairs(texts)
+            counts = np.array([len(row) for row in rows], np.int64)
+            ids, valid = self.tokenizer.assemble(
+                np.concatenate(rows), counts, None, self.pad_side, add_special=False, pad_to=self.pad_to
+            )
         mask = torch.from_numpy(valid).to(self.device)
         return self.model(torch.from_numpy(ids).to(self.device), mask).float(), mask
 
-    def rows(self, chunk: list[tuple[str, str | bytes]], batch_size: int, batch_tokens: int) -> Iterator[Row]:
-        texts = [to_bytes(text).strip() for _, text in chunk]
-        texts = [text.upper() for text in texts] if self.upper else texts
-        for (name, _), text in zip(chunk, texts, strict=True):
-            if not text:
-                raise ZooError(f"sequence '{name}' is empty")
-        lengths = self.tokenizer.counts(texts, self.add_special)
+    def _pairs(self, texts: list[Any]) -> list[np.ndarray]:
+        """Ids of pairs with their special tokens, as training read them."""
+        for text in texts:
+            if not isinstance(text, tuple):
+                raise ZooError(
+                    f"{self.path} was trained on pairs of sequences (data.sequence2={self.second}): give it both, "
+                    "with `zoo predict --csv FILE --column2 NAME`"
+                )
+        return [self.tokenizer.encode_pair(*text)[0] for text in texts]
+
+    def _clean(self, name: str, text: Any) -> Text:
+        """The text as training read it, of a pair both."""
+        if isinstance(text, tuple):
+            if self.second is None:
+                raise ZooError(f"{self.path} reads single sequences, but '{name}' is a pair")
+            one, two = (self._clean(name, part) for part in text)
+            return one, two  # type: ignore[return-value]
+        raw = b"".join(to_bytes(text).split())
+        if not raw:
+            raise ZooError(f"sequence '{name}' is empty")
+        return raw.upper() if self.upper else raw
+
+    def rows(self, chunk: list[tuple[str, Any]], batch_size: int, batch_tokens: int) -> Iterator[Row]:
+        texts: list[Any] = [self._clean(name, text) for name, text in chunk]
+        if self.second is None:
+            lengths = self.tokenizer.counts(texts, self.add_special)
+        else:
+            lengths = np.array([len(row) for row in self._pairs(texts)], np.int64)
         limit = getattr(self.model, "max_len", None)
         if limit is not None and int(lengths.max()) > limit:
             worst = int(lengths.argmax())
@@ -161,7 +193,7 @@ class Predictor:
         for result in out:
             yield from result
 
-    def _batch(self, names: list[str], texts: list[bytes]) -> list[list[Row]]:
+    def _batch(self, names: list[str], texts: list[Any]) -> list[list[Row]]:
         if self.head.kind == "token" and (self.per_base or self.rc in BOTH):
             return [
                 [
@@ -197,6 +229,11 @@ class Predictor:
         else:
             predicted = self.classes[int(np.argmax(values))]
         return {"prediction": predicted, **{f"p_{c}": v for c, v in zip(self.classes, values, strict=True)}}
+
+
+def _turned(text: Text) -> Text:
+    """The reverse complement of a sequence, or of both of a pair."""
+    return tuple(map(reverse_complement, text)) if isinstance(text, tuple) else reverse_complement(text)  # type: ignore[return-value]
 
 
 def _likelihoods(artifact: Any, sequences: Any, batch_size: int, batch_tokens: int, device: Any) -> Iterator[Row]:

@@ -70,7 +70,7 @@ def test_reconstruction_is_measured_by_hand() -> None:
     losses = [2 * F.l1_loss(r.output, b["pixels"]) + 0.5 * r.loss for r, b in zip(results, batches, strict=True)]
     assert got["loss"] == pytest.approx((3 * losses[0].item() + 2 * losses[1].item()) / 5, rel=1e-5)
     values = torch.cat([psnr(r.output.clamp(0, 1), b["pixels"]) for r, b in zip(results, batches, strict=True)])
-    assert got["psnr"] == pytest.approx(float(values.mean()), rel=1e-5)
+    assert got["psnr"] == pytest.approx(values.mean().item(), rel=1e-5)
     ids = torch.cat([r.ids for r in results])
     for name, value in codebook_usage(ids, 16).items():
         assert got[f"code_{name}"] == pytest.approx(value)

@@ -165,7 +165,7 @@ def test_a_failed_save_leaves_the_old_artifact(saved: Path, monkeypatch: pytest.
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(artifact.parity, "write", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(ZooError, match="No space"):
         zoo.save(model(d_model=16), saved, overwrite=True)
     assert zoo.load(saved).config.d_model == 8
     assert sorted(path.name for path in tmp_path.iterdir()) == ["art"]

@@ -225,6 +225,12 @@ def test_quickstart(zoo: Zoo, tmp_path: Path) -> None:
         ("trainer.monitor=val/mc", "did you mean 'val/mcc'?"),
         ("task=classify", "task"),
         ("data=ecoli", "which has no labels"),
+        ("model.n_layer=0", "no hyenadna can be built from these numbers"),
+        ("model.embed_dropout=2", "dropout probability has to be between 0 and 1"),
+        ("trainer.val_every=-1", "trainer.val_every must be at least 0, got -1"),
+        ("trainer.devices=0", "trainer.devices must be at least 1"),
+        ("seed=-1", "seed must be at least 0"),
+        ("data.num_workers=-1", "must not be negative"),
     ],
 )
 def test_what_a_run_refuses(zoo: Zoo, tiny: Path, tmp_path: Path, override: str, message: str) -> None:

@@ -131,6 +131,8 @@ class GenomeDataConfig:
             raise ValueError(f"length and stride must be at least 1, got {self.length} and {self.stride}")
         if self.batch_size < 1 or (self.eval_batch_size is not None and self.eval_batch_size < 1):
             raise ValueError("batch_size and eval_batch_size must be at least 1")
+        if self.bucket < 0 or self.num_workers < 0:
+            raise ValueError("bucket and num_workers must not be negative")
         if self.shift < 0 or self.samples < 0:
             raise ValueError("shift and samples must not be negative")
         if self.split.by == "bed" and self.intervals is None:

@@ -109,6 +109,8 @@ class LabelledDataConfig:
             raise ValueError("limit must not be negative, and max_len at least 1")
         if self.batch_size < 1 or (self.eval_batch_size is not None and self.eval_batch_size < 1):
             raise ValueError("batch_size and eval_batch_size must be at least 1")
+        if self.bucket < 0 or self.num_workers < 0:
+            raise ValueError("bucket and num_workers must not be negative")
 
 
 _HELD = {"train": "a val split", "val": "a val split", "test": "a test split"}

@@ -104,8 +104,20 @@ def load_start(ref: str) -> Any:
 
 
 def build_model(name: str, config: Any) -> nn.Module:
-    """The catalogue's model *name* from its config."""
-    return resolve(catalogue.lookup(catalogue.MODELS, name, "model name"))(config)
+    """The catalogue's model *name* from its config.
+
+    Raises:
+        ConfigError: its numbers build no model (no layers, widths that do not divide).
+    """
+    cls = resolve(catalogue.lookup(catalogue.MODELS, name, "model name"))
+    try:
+        return cls(config)
+    except ZooError:
+        raise
+    except (ValueError, ArithmeticError, RuntimeError) as error:
+        # the types fit, the numbers may not: constructors trust their config and fail in their own ways
+        first = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise ConfigError(f"model: no {name} can be built from these numbers ({first})") from error
 
 
 def model_config(section: dict[str, Any], start: Any = None, ref: str | None = None) -> Any:

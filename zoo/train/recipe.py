@@ -59,8 +59,13 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         if self.max_steps < 1 and self.max_epochs < 1:
             raise ValueError("trainer needs max_steps or max_epochs of at least 1")
-        if self.accumulate < 1:
-            raise ValueError(f"trainer.accumulate must be at least 1, got {self.accumulate}")
+        least = {"accumulate": 1, "checkpoint_every": 1, "keep": 1, "log_every": 1, "num_nodes": 1}
+        least |= {"grad_clip": 0, "val_every": 0, "patience": 0, "threads": 0}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"trainer.{name} must be at least {bound}, got {getattr(self, name)}")
+        if isinstance(self.devices, int) and self.devices < 1 and self.devices != -1:
+            raise ValueError(f"trainer.devices must be at least 1, or -1 for all there are, got {self.devices}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"trainer.ema must be at least 0 and below 1, got {self.ema}")
 
@@ -90,6 +95,10 @@ class RecipeConfig:
     trainer: TrainerConfig
     init: str | None = None
     finetune: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be at least 0 and below {2**32}, got {self.seed}")
 
 
 SECTIONS = {

@@ -260,3 +260,10 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     CharTokenizer().save(tmp_path)
     with pytest.raises(ZooError, match="holds a char tokenizer, not a kmer one"):
         KmerTokenizer.load(tmp_path)
+
+
+def test_a_length_without_room_for_the_special_tokens_is_refused() -> None:
+    tokenizer = tokenizers.build({"name": "char", "template": "cls_sep"})
+    assert tokenizer.encode_batch(["ACGTA"], max_len=2, truncate="left")[0].tolist() == [[0, 1]]
+    with pytest.raises(ZooError, match=r"max_len=1 leaves no room for the 2 special tokens"):
+        tokenizer.encode_batch(["ACGTA"], max_len=1, truncate="left")

@@ -126,7 +126,9 @@ class Tokenizer(ABC):
                     f"sequence {row} of the batch has {int(counts[row]) + extra} tokens, more than max_len={max_len}; "
                     "shorten it or choose truncation explicitly"
                 )
-            flat, counts = _cut(flat, counts, max(max_len - extra, 0), truncate)
+            if max_len < extra:
+                raise ZooError(f"max_len={max_len} leaves no room for the {extra} special tokens of each text")
+            flat, counts = _cut(flat, counts, max_len - extra, truncate)
         total = counts + extra
         width = max(int(total.max()) if len(total) else 0, pad_to or 0)
         side = pad_side or self.pad_side

@@ -68,15 +68,18 @@ def pretraining() -> list[str]:
         f"| {model['recipe']}, {model['parameters']:,} parameters, {model['train_seconds'] / 60:.0f} minutes | "
         f"{model['bits_per_base']:.4f} |",
         "",
-        f"The recipe {tuned['recipe']} on {tuned['set']} (test MCC × 100, seeds 0 to {len(tuned['scratch']) - 1}):",
+        "Test MCC × 100 on coding_leptospira, accuracy in % over five folds of ecoli_promoters106; the same recipe "
+        "from scratch and from the language model, mean ± standard deviation over seeds.",
         "",
-        "| start | mean ± sd | each seed |",
-        "|---|---|---|",
+        "| set | start | mean ± sd | each seed |",
+        "|---|---|---|---|",
     ]
-    for name, title in (("scratch", "from scratch"), ("pretrained", "from the language model")):
-        scores = tuned[name]
-        each = ", ".join(f"{score:.1f}" for score in scores)
-        lines.append(f"| {title} | {statistics.fmean(scores):.1f} ± {statistics.stdev(scores):.1f} | {each} |")
+    titles = {"scratch": "from scratch", "pretrained": "from the language model"}
+    for name, starts in tuned.items():
+        for start, scores in starts.items():
+            each = ", ".join(f"{score:.1f}" for score in scores)
+            spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
+            lines.append(f"| {name} | {titles[start]} | {statistics.fmean(scores):.1f} ± {spread:.1f} | {each} |")
     return ["\n".join(lines) + "\n"]
 
 

@@ -62,10 +62,6 @@ def search(args: argparse.Namespace) -> int:
     from zoo.train.compose import compose
     from zoo.train.recipe import validate
 
-    try:
-        import optuna
-    except ImportError:
-        raise ZooError("--trials needs Optuna, which is not installed: pip install 'seqzoo[optuna]'") from None
     fixed, free = split(args.overrides)
     first = validate(compose(args.recipe, [*fixed, *(f"{key}={middle(spec)}" for key, spec in free.items())]))
     metric, mode = args.metric or first.trainer.monitor, args.mode or first.trainer.mode
@@ -75,6 +71,10 @@ def search(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(f"{args.trials} trials of {', '.join(free)} for the {mode} of {metric}, in {base}")
         return 0
+    try:
+        import optuna
+    except ImportError:
+        raise ZooError("--trials needs Optuna, which is not installed: pip install 'seqzoo[optuna]'") from None
     journal = base / "study.log"
     if journal.exists() and not args.resume:
         raise ZooError(f"'{base}' holds a sweep: go on with --resume, or choose another --out")

@@ -30,7 +30,9 @@ def parser() -> Parser:
         "the test split, save, load and verify the artifact, and predict on a FASTA file. About 5 minutes on 2 cores.",
         ["zoo quickstart", "zoo quickstart --out demo-run", "zoo quickstart --steps 20 --out /tmp/look"],
     )
-    command.add_argument("-o", "--out", default="demo-run", metavar="DIR", help="new folder for it all (default: demo-run)")
+    command.add_argument(
+        "-o", "--out", default="demo-run", metavar="DIR", help="new folder for it all (default: demo-run)"
+    )
     command.add_argument("--steps", type=int, metavar="N", help="optimiser steps of each training, for a quick look")
     return command
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from zoo.config import config
 from zoo.datamodules.base import Data
 from zoo.datamodules.manifest import FileConfig, check
 from zoo.datamodules.shards import expand
+from zoo.datamodules.token_cache import read_tokens
 from zoo.errors import ZooError
 
 
@@ -74,25 +73,7 @@ def read_clips(files: list[Path]) -> ClipCache:
     Raises:
         ZooError: not such a file, ids outside the vocabulary, or files of different tokenizers or sizes.
     """
-    ids, labels, facts = [], [], []
-    for file in files:
-        try:
-            with safe_open(file, "np") as stored:
-                rows = stored.get_tensor("ids").astype(np.int64)
-                known = "labels" in set(stored.keys())
-                labels.append(stored.get_tensor("labels") if known else np.full(len(rows), -1))
-                about = dict(stored.metadata() or {})
-                classes = tuple(json.loads(about.get("classes", "[]")))
-                facts.append((int(about["vocab_size"]), about.get("tokenizer", ""), classes))
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise ZooError(f"'{file}' is no token file of `zoo tokenize` ({error})") from None
-        if rows.ndim != 4:
-            raise ZooError(f"'{file}' holds ids of shape {list(rows.shape)}, expected those of clips, [N, T, H, W]")
-        if rows.size and (rows.min() < 0 or rows.max() >= facts[-1][0]):
-            raise ZooError(
-                f"'{file}' holds ids from {rows.min()} to {rows.max()}, but its tokenizer has {facts[-1][0]} codes"
-            )
-        ids.append(rows)
+    ids, labels, facts = read_tokens(files, "those of clips, [N, T, H, W]", (4,))
     if len(set(facts)) > 1 or len({rows.shape[1:] for rows in ids}) > 1:
         raise ZooError(f"'{files[0]}' and the files after it come from different tokenizers or clips of other sizes")
     return ClipCache(np.concatenate(ids), np.concatenate(labels).astype(np.int64), *facts[0])

@@ -17,6 +17,8 @@ from zoo.datamodules.manifest import FileConfig, check
 from zoo.datamodules.shards import expand
 from zoo.errors import ZooError
 
+Facts = tuple[int, str, tuple[str, ...]]
+
 
 @config
 class TokenCacheConfig:
@@ -71,38 +73,46 @@ class Cache:
 
 
 def read_cache(files: list[Path]) -> Cache:
-    """Token files as one.
+    """Token files of pictures as one.
 
     Raises:
         ZooError: not such a file, ids outside the vocabulary, or files of different tokenizers.
+    """
+    ids, labels, facts = read_tokens(files, "[N, K] or [N, views, K]", (2, 3))
+    ids = [rows if rows.ndim == 3 else rows[:, None] for rows in ids]
+    if len(set(facts)) > 1 or len({rows.shape[1:] for rows in ids}) > 1:
+        raise ZooError(f"'{files[0]}' and the files after it come from different tokenizers or settings")
+    return Cache(np.concatenate(ids), np.concatenate(labels).astype(np.int64), *facts[0])
+
+
+def read_tokens(
+    files: list[Path], shape: str, dims: tuple[int, ...]
+) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]], list[Facts]]:
+    """Ids, labels (-1 where there are none) and facts (codes, tokenizer, classes) of each file of `zoo tokenize`.
+
+    Raises:
+        ZooError: not such a file, ids of other than *dims* dimensions (*shape* in words), or outside the vocabulary.
     """
     ids, labels, facts = [], [], []
     for file in files:
         try:
             with safe_open(file, "np") as stored:
                 rows = stored.get_tensor("ids").astype(np.int64)
-                names = set(stored.keys())
-                labels.append(stored.get_tensor("labels") if "labels" in names else np.full(len(rows), -1))
+                known = "labels" in set(stored.keys())
+                labels.append(stored.get_tensor("labels") if known else np.full(len(rows), -1))
                 about = dict(stored.metadata() or {})
-                fact = (
-                    int(about["vocab_size"]),
-                    about.get("tokenizer", ""),
-                    tuple(json.loads(about.get("classes", "[]"))),
-                )
+                classes = tuple(json.loads(about.get("classes", "[]")))
+                facts.append((int(about["vocab_size"]), about.get("tokenizer", ""), classes))
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise ZooError(f"'{file}' is no token file of `zoo tokenize` ({error})") from None
-        if rows.ndim not in (2, 3):
-            raise ZooError(f"'{file}' holds ids of shape {list(rows.shape)}, expected [N, K] or [N, views, K]")
-        if rows.size and (rows.min() < 0 or rows.max() >= fact[0]):
+        if rows.ndim not in dims:
+            raise ZooError(f"'{file}' holds ids of shape {list(rows.shape)}, expected {shape}")
+        if rows.size and (rows.min() < 0 or rows.max() >= facts[-1][0]):
             raise ZooError(
-                f"'{file}' holds ids from {rows.min()} to {rows.max()}, but its tokenizer has {fact[0]} codes"
+                f"'{file}' holds ids from {rows.min()} to {rows.max()}, but its tokenizer has {facts[-1][0]} codes"
             )
-        ids.append(rows if rows.ndim == 3 else rows[:, None])
-        facts.append(fact)
-    shapes = {rows.shape[1:] for rows in ids}
-    if len(set(facts)) > 1 or len(shapes) > 1:
-        raise ZooError(f"'{files[0]}' and the files after it come from different tokenizers or settings")
-    return Cache(np.concatenate(ids), np.concatenate(labels).astype(np.int64), *facts[0])
+        ids.append(rows)
+    return ids, labels, facts
 
 
 class TokenSource:

@@ -96,7 +96,7 @@ def _keys_at(cls: Any, path: list[str]) -> list[str]:
 def _hints(cls: type) -> dict[str, Any]:
     import typing
 
-    return typing.get_type_hints(cls, vars(sys.modules[cls.__module__]))
+    return typing.get_type_hints(cls)
 
 
 def resolve(target: str) -> Any:

@@ -85,6 +85,7 @@ def test_no_arguments_show_the_help(zoo: Zoo) -> None:
         (["train", "hyenadna_species5", "trainer.max_steps=ten"], "valid integer, got 'ten'"),
         (["train", "hyenadna_species5", "model.name=hyena"], "unknown model name 'hyena' (did you mean 'hyenadna'?)"),
         (["train", "hyenadna_species5", "data=species"], "unknown data 'species' (did you mean 'species5'?)"),
+        (["train", "titok_emoji64", "data.train.path=x"], "'data.train.path=x' goes into a list, whose items are"),
         (["train", "hyenadna_species5", "-m"], "lists several values"),
         (["train", "hyenadna_species5", "-out", "x"], "(did you mean '--out'?)"),
         (["validate", "nothing.yaml"], "unknown recipe 'nothing.yaml'"),

@@ -12,42 +12,23 @@ from numpy.typing import NDArray
 from zoo.config import config
 from zoo.datamodules.base import Data
 from zoo.datamodules.manifest import FileConfig, check
+from zoo.datamodules.settings import SplitFilesConfig
 from zoo.datamodules.shards import expand
 from zoo.datamodules.token_cache import read_tokens
 from zoo.errors import ZooError
 
 
 @config
-class ClipTokensConfig:
+class ClipTokensConfig(SplitFilesConfig):
     """Files with `ids` [N, T, H, W] and, where clips have classes, `labels` [N].
 
     Attributes:
-        id, title, source, licence: what the data set is, for cards and listings.
         root: folder that the files' paths are relative to; None: the catalogue's, then the working directory.
         train, val, test: the files; a path may stand for many (`ids-{000..011}.safetensors`, or with `*` and `?`).
         batch_size, eval_batch_size: clips a batch, in training and otherwise (None: the same).
-        bucket: unused by clips of one size.
-        num_workers: processes that build batches.
     """
 
-    id: str = ""
-    title: str = ""
-    source: str = ""
-    licence: str = ""
-    root: str | None = None
-    train: tuple[FileConfig, ...] = ()
-    val: tuple[FileConfig, ...] = ()
-    test: tuple[FileConfig, ...] = ()
     batch_size: int = 16
-    eval_batch_size: int | None = None
-    bucket: int = 0
-    num_workers: int = 0
-
-    def __post_init__(self) -> None:
-        if not (self.train or self.val or self.test):
-            raise ValueError("cached clips need at least one of train, val and test")
-        if self.batch_size < 1 or (self.eval_batch_size is not None and self.eval_batch_size < 1):
-            raise ValueError("batch_size and eval_batch_size must be at least 1")
 
 
 @dataclass(frozen=True)

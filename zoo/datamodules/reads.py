@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 from zoo.config import config
 from zoo.datamodules.base import Data
 from zoo.datamodules.manifest import FileConfig, check
+from zoo.datamodules.settings import DataConfig
 from zoo.datamodules.table import read_sequences
 from zoo.errors import ZooError
 from zoo.tokenizers.base import Tokenizer
 
 
 @config
-class ReadsDataConfig:
+class ReadsDataConfig(DataConfig):
     """A set of sequences.
 
     Attributes:
-        id, title, source, licence: what the data set is, for cards and listings.
         root: folder that the files' paths are relative to; None: the catalogue's, then the working directory.
         train, val, test: FASTA files, or CSV and TSV files with a column `sequence`, plain or gzip-compressed.
         sequence: that column's name.
@@ -34,14 +34,8 @@ class ReadsDataConfig:
         val_fraction: part of train held out for val when there is no val file.
         batch_size, eval_batch_size: rows a batch, in training and otherwise (None: the same).
         bucket: without pack, group rows of similar length, looking this many batches ahead; 0: no.
-        num_workers: processes that build batches.
     """
 
-    id: str = ""
-    title: str = ""
-    source: str = ""
-    licence: str = ""
-    root: str | None = None
     train: FileConfig | None = None
     val: FileConfig | None = None
     test: FileConfig | None = None
@@ -52,20 +46,15 @@ class ReadsDataConfig:
     add_special: bool = True
     upper: bool = False
     val_fraction: float = 0.0
-    batch_size: int = 32
-    eval_batch_size: int | None = None
-    bucket: int = 0
-    num_workers: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.train is None and self.val is None and self.test is None:
             raise ValueError("a data set of reads needs at least one of train, val and test")
         if self.length < 8:
             raise ValueError(f"length must be at least 8, got {self.length}")
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"val_fraction must be in [0, 1), got {self.val_fraction}")
-        if self.batch_size < 1 or (self.eval_batch_size is not None and self.eval_batch_size < 1):
-            raise ValueError("batch_size and eval_batch_size must be at least 1")
 
 
 class ReadsSource:

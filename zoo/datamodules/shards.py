@@ -16,16 +16,16 @@ from PIL import Image
 from zoo.config import config
 from zoo.datamodules.manifest import FileConfig, check, locate
 from zoo.datamodules.pictures import SUFFIXES, PictureAugmentConfig, PictureData, Reader, hold_out, open_rgb
+from zoo.datamodules.settings import SplitFilesConfig
 from zoo.errors import ZooError
 from zoo.nn.preprocess import PreprocessConfig
 
 
 @config
-class ShardDataConfig:
+class ShardDataConfig(SplitFilesConfig):
     """A set of pictures in tar files.
 
     Attributes:
-        id, title, source, licence: what the data set is, for cards and listings.
         root: folder that the files' paths are relative to; None: the catalogue's, then the working directory.
         train, val, test: the files. A path may stand for many: `train-{0000..0146}.tar`, or with `*` and `?`.
         label: how a sample says its class: name of a member (`cls`: a number), or of a field of its `json`.
@@ -34,32 +34,17 @@ class ShardDataConfig:
         preprocess, augment, cache, batch_size, eval_batch_size, bucket, num_workers: as in ImageDataConfig.
     """
 
-    id: str = ""
-    title: str = ""
-    source: str = ""
-    licence: str = ""
-    root: str | None = None
-    train: tuple[FileConfig, ...] = ()
-    val: tuple[FileConfig, ...] = ()
-    test: tuple[FileConfig, ...] = ()
     label: str = "cls"
     classes: tuple[str, ...] = ()
     val_fraction: float = 0.0
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     augment: PictureAugmentConfig = field(default_factory=PictureAugmentConfig)
     cache: bool = False
-    batch_size: int = 32
-    eval_batch_size: int | None = None
-    bucket: int = 0
-    num_workers: int = 0
 
     def __post_init__(self) -> None:
-        if not (self.train or self.val or self.test):
-            raise ValueError("a set of shards needs at least one of train, val and test")
+        super().__post_init__()
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"val_fraction must be in [0, 1), got {self.val_fraction}")
-        if self.batch_size < 1 or (self.eval_batch_size is not None and self.eval_batch_size < 1):
-            raise ValueError("batch_size and eval_batch_size must be at least 1")
 
 
 def expand(file: FileConfig, root: str | None) -> list[FileConfig]:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from zoo.config import config
 from zoo.datamodules.base import Data
 from zoo.datamodules.manifest import FileConfig, check
+from zoo.datamodules.settings import SplitFilesConfig
 from zoo.datamodules.shards import expand
 from zoo.errors import ZooError
 
@@ -21,38 +22,18 @@ Facts = tuple[int, str, tuple[str, ...]]
 
 
 @config
-class TokenCacheConfig:
+class TokenCacheConfig(SplitFilesConfig):
     """Files with `ids` [N, K] (or [N, views, K]: one view is drawn in each pass) and `labels` [N].
 
     Attributes:
-        id, title, source, licence: what the data set is, for cards and listings.
         root: folder that the files' paths are relative to; None: the catalogue's, then the working directory.
         train, val, test: the files; a path may stand for many (`ids-{000..011}.safetensors`, or with `*` and `?`).
         tokens: use only the first ids of each picture (of a tokenizer that orders them); 0 uses all.
         batch_size, eval_batch_size: pictures a batch, in training and otherwise (None: the same).
-        bucket: unused by rows of one length.
-        num_workers: processes that build batches.
     """
 
-    id: str = ""
-    title: str = ""
-    source: str = ""
-    licence: str = ""
-    root: str | None = None
-    train: tuple[FileConfig, ...] = ()
-    val: tuple[FileConfig, ...] = ()
-    test: tuple[FileConfig, ...] = ()
     tokens: int = 0
     batch_size: int = 64
-    eval_batch_size: int | None = None
-    bucket: int = 0
-    num_workers: int = 0
-
-    def __post_init__(self) -> None:
-        if not (self.train or self.val or self.test):
-            raise ValueError("a token cache needs at least one of train, val and test")
-        if self.batch_size < 1 or (self.eval_batch_size is not None and self.eval_batch_size < 1):
-            raise ValueError("batch_size and eval_batch_size must be at least 1")
 
 
 @dataclass(frozen=True)

@@ -18,17 +18,17 @@ from zoo.datamodules.loader import Source
 from zoo.datamodules.manifest import FileConfig, check, locate
 from zoo.datamodules.pictures import SUFFIXES as PICTURES
 from zoo.datamodules.pictures import open_rgb
+from zoo.datamodules.settings import SplitFilesConfig
 from zoo.errors import ZooError
 
 VIDEOS = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v")
 
 
 @config
-class VideoDataConfig:
+class VideoDataConfig(SplitFilesConfig):
     """A set of videos.
 
     Attributes:
-        id, title, source, licence: what the data set is, for cards and listings.
         root: folder that the paths are relative to; None: the catalogue's, then the working directory.
         train, val, test: video files, or folders that hold videos or folders of frames, in one folder for each class
             or without classes.
@@ -42,18 +42,8 @@ class VideoDataConfig:
         resize: `both` sides to `size` whatever the aspect ratio (NBP), or the shorter one and a crop from the centre.
         clips_per_video: samples that one pass takes from each video; more than 1 needs `rand`.
         batch_size, eval_batch_size: clips a batch, in training and otherwise (None: the same).
-        bucket: unused by clips of one size.
-        num_workers: processes that build batches.
     """
 
-    id: str = ""
-    title: str = ""
-    source: str = ""
-    licence: str = ""
-    root: str | None = None
-    train: tuple[FileConfig, ...] = ()
-    val: tuple[FileConfig, ...] = ()
-    test: tuple[FileConfig, ...] = ()
     classes: tuple[str, ...] = ()
     frames: int = 17
     strategy: Strategy = "rand"
@@ -63,13 +53,9 @@ class VideoDataConfig:
     resize: Literal["both", "short"] = "both"
     clips_per_video: int = 1
     batch_size: int = 4
-    eval_batch_size: int | None = None
-    bucket: int = 0
-    num_workers: int = 0
 
     def __post_init__(self) -> None:
-        if not (self.train or self.val or self.test):
-            raise ValueError("a set of videos needs at least one of train, val and test")
+        super().__post_init__()
         if min(self.frames, self.size, self.batch_size, self.clips_per_video) < 1:
             raise ValueError("frames, size, batch_size and clips_per_video must be at least 1")
         if self.clips_per_video > 1 and self.strategy != "rand":

@@ -16,6 +16,7 @@ from zoo.datamodules.base import Data
 from zoo.datamodules.loader import Source
 from zoo.datamodules.manifest import FileConfig, check
 from zoo.datamodules.pictures import fit, open_rgb
+from zoo.datamodules.settings import DataConfig
 from zoo.errors import ZooError
 from zoo.nn.preprocess import PreprocessConfig
 from zoo.tokenizers.base import Tokenizer
@@ -24,11 +25,10 @@ IGNORE = -100
 
 
 @config
-class VQADataConfig:
+class VQADataConfig(DataConfig):
     """Pictures, questions and answers.
 
     Attributes:
-        id, title, source, licence: what the data set is, for cards and listings.
         root: folder that the paths are relative to; None: the catalogue's, then the working directory.
         train, val, test: files of JSON lines, `{"image": path beside the file, "question": ..., "answer": ...}`.
         builtin: in place of files, `easy_vqa`: the pictures and questions of the package easy-vqa; its test pictures
@@ -38,15 +38,8 @@ class VQADataConfig:
         cache: keep the resized pictures in memory.
         limit: use only so many questions of each split, spread evenly; 0 uses all.
         batch_size, eval_batch_size: questions a batch, in training and otherwise (None: the same).
-        bucket: unused.
-        num_workers: processes that build batches.
     """
 
-    id: str = ""
-    title: str = ""
-    source: str = ""
-    licence: str = ""
-    root: str | None = None
     train: FileConfig | None = None
     val: FileConfig | None = None
     test: FileConfig | None = None
@@ -55,12 +48,9 @@ class VQADataConfig:
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     cache: bool = True
     limit: int = 0
-    batch_size: int = 32
-    eval_batch_size: int | None = None
-    bucket: int = 0
-    num_workers: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if bool(self.builtin) == any(split is not None for split in (self.train, self.val, self.test)):
             raise ValueError("a set of questions needs files (train, val, test) or one 'builtin' name, and not both")
         if self.image_token >= 0:

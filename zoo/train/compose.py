@@ -219,6 +219,12 @@ def _run(source: Source, overrides: list[list[str]]) -> Any:
         raise ConfigError(f"{where}: {_omegaconf_problem(error)}") from None
     except (HydraException, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{where} cannot be composed: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        if (found := re.search(r"invalid literal for int\(\) with base 10: '(.*)'", str(error))) is None:
+            raise
+        keys = [forms[0].lstrip("+") for forms in overrides if found[1] in forms[0].split("=")[0].split(".")]
+        named = f"'{keys[0]}'" if keys else f"a key with '{found[1]}'"
+        raise ConfigError(f"{where}: {named} goes into a list, whose items are numbered (.0, .1, ...)") from None
     finally:
         GlobalHydra.instance().clear()
 

@@ -5,13 +5,13 @@ Ren et al. 2025, arXiv:2502.07737, section 3.3. Tokens of a block are drawn inde
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from zoo.errors import ZooError
+from zoo.generate.loop import decode
 from zoo.generate.samplers import Context, Temperature, TopK, TopP, Warper, warp
 from zoo.models.nbp import NBP
 from zoo.nn.layout import Layout
@@ -75,36 +75,19 @@ def generate_blocks(
     start = _given(model, frames, batch)
     head = model.condition(cond, batch)
     rows = [head] if guidance == 1 else [head, model.condition(None, batch)]
-    decoder = _Decoder(model, guidance, batch * len(rows))
-    prefix = torch.cat([head, start], 1)
-    warpers: list[Warper] = []
-    if temperature > 0:
-        warpers = [Temperature(temperature)] if temperature != 1 else []
-        warpers += [TopK(top_k)] if top_k else []
-        warpers += [TopP(top_p)] if top_p < 1 else []
+    prompt = torch.cat([torch.cat([row, start], 1) for row in rows])
+    law = _Law(c.first_video if video_only else 0, temperature, top_k, top_p, generator)
+    scheme = _NextBlocks(model, prompt, start, law)
+    target = _Target(model, guidance, batch * len(rows))
     training = model.training
     model.eval()
     try:
-        logits = decoder.prefill(torch.cat([torch.cat([row, start], 1) for row in rows]))
-        made = [] if c.hybrid else [start]
-        total, have = int(model.order.numel()), 0 if c.hybrid else start.shape[1]
-        while True:
-            alone = c.hybrid and have < c.block
-            logits = logits[:, -(1 if alone else c.block) :].float()
-            if video_only:
-                logits[..., : c.first_video] = float("-inf")
-            new = _draw(logits, warpers, temperature, generator)
-            made.append(new)
-            have += new.shape[1]
-            if have == total:
-                break
-            if c.hybrid and have == c.block:
-                new = torch.cat([new, model.specials(batch)[1]], 1)
-            logits = decoder.step(new)
+        decode(scheme, target)
     finally:
         model.train(training)
-    ids = torch.cat(made, 1)
-    return VideoTokens(ids if c.hybrid else ids[:, start.shape[1] :], prefix, model.to_codes(ids), decoder.steps)
+    ids = torch.cat(scheme.made, 1)
+    prefix = torch.cat([head, start], 1)
+    return VideoTokens(ids if c.hybrid else ids[:, start.shape[1] :], prefix, model.to_codes(ids), target.steps)
 
 
 def _given(model: NBP, frames: Tensor | None, batch: int) -> Tensor:
@@ -126,26 +109,49 @@ def _given(model: NBP, frames: Tensor | None, batch: int) -> Tensor:
     return clip.flatten(1)[:, model.order][:, :count] + c.first_video
 
 
-class _Decoder:
+class _NextBlocks:
+    """NBP's order of decoding: a block a pass; in the hybrid form the first block token by token.
+
+    Attributes:
+        made: [B, n] ids, one entry a pass; of a model that continues frames those of the frames come first.
+    """
+
+    def __init__(self, model: NBP, prompt: Tensor, start: Tensor, law: _Law) -> None:
+        c = model.config
+        self.block, self.hybrid, self.middle = c.block, c.hybrid, model.specials(len(start))[1]
+        self.law, self.total = law, int(model.order.numel())
+        self.made = [] if c.hybrid else [start]
+        self.have = 0 if c.hybrid else start.shape[1]
+        self.waiting = prompt
+
+    def next(self) -> Tensor | None:
+        """The ids [B, n] that the model has not consumed yet."""
+        return self.waiting if self.have < self.total else None
+
+    def take(self, work: Tensor, logits: Tensor) -> None:
+        alone = self.hybrid and self.have < self.block
+        new = self.law.draw(logits[:, -(1 if alone else self.block) :])
+        self.made.append(new)
+        self.have += new.shape[1]
+        self.waiting = torch.cat([new, self.middle], 1) if self.hybrid and self.have == self.block else new
+
+
+class _Target:
     """The model with its state; guided rows stand below the conditional ones."""
 
     def __init__(self, model: NBP, guidance: float, rows: int) -> None:
         c = model.config
         weight = model.embed.weight
         room = c.cond_tokens + int(model.order.numel()) + c.specials
-        self.model, self.guidance, self.steps = model, guidance, 0
+        self.model, self.guidance, self.rows, self.steps = model, guidance, rows, 0
         self.state = model.init_state(rows, room, weight.device, weight.dtype)
 
-    def prefill(self, ids: Tensor) -> Tensor:
-        return self._run(ids, Layout("block_causal"))
-
-    def step(self, ids: Tensor) -> Tensor:
-        """A block [B, n] that sees itself and all before it."""
-        kind = Layout("causal") if ids.shape[1] == 1 else Layout("full")
-        return self._run(ids if self.guidance == 1 else ids.repeat(2, 1), kind)
-
-    def _run(self, ids: Tensor, layout: Layout) -> Tensor:
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Logits [B, n, V] of the last n ids, at most a block; after the prompt a block sees all of itself."""
+        kind = "full" if ids.shape[1] > 1 else "causal"
+        layout = Layout(kind if self.steps else "block_causal")
         self.steps += 1
+        ids = ids if len(ids) == self.rows else ids.repeat(2, 1)
         hidden, self.state = self.model.forward_features(ids, layout, self.state)
         logits = self.model.forward_head(hidden[:, -self.model.config.block :])
         if self.guidance == 1:
@@ -154,11 +160,26 @@ class _Decoder:
         return without + (given - without) * self.guidance
 
 
-def _draw(logits: Tensor, warpers: Sequence[Warper], temperature: float, generator: torch.Generator | None) -> Tensor:
-    """[B, n, V] -> [B, n] tokens, each drawn on its own."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    flat = logits.flatten(0, 1)
-    context = Context(torch.zeros(len(flat), dtype=torch.long, device=flat.device))
-    law = torch.softmax(warp(flat, warpers, context), -1)
-    return torch.multinomial(law, 1, generator=generator).reshape(logits.shape[:2])
+class _Law:
+    """How a token is drawn from its logits: ids below *first* never, the rest through the samplers."""
+
+    def __init__(
+        self, first: int, temperature: float, top_k: int, top_p: float, generator: torch.Generator | None
+    ) -> None:
+        self.first, self.greedy, self.generator = first, temperature == 0, generator
+        self.warpers: list[Warper] = []
+        if not self.greedy:
+            self.warpers = [Temperature(temperature)] if temperature != 1 else []
+            self.warpers += [TopK(top_k)] if top_k else []
+            self.warpers += [TopP(top_p)] if top_p < 1 else []
+
+    def draw(self, logits: Tensor) -> Tensor:
+        """[B, n, V] -> [B, n] tokens, each drawn on its own."""
+        logits = logits.float()
+        logits[..., : self.first] = float("-inf")
+        if self.greedy:
+            return logits.argmax(-1)
+        flat = logits.flatten(0, 1)
+        context = Context(torch.zeros(len(flat), dtype=torch.long, device=flat.device))
+        law = torch.softmax(warp(flat, self.warpers, context), -1)
+        return torch.multinomial(law, 1, generator=self.generator).reshape(logits.shape[:2])

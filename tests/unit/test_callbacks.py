@@ -182,6 +182,18 @@ def test_best_weights_and_patience(tmp_path: Path) -> None:
         assert checkpoint_io.newest_valid(kept.folder) == checkpoint_io.step_path(kept.folder, trainer.global_step)
 
 
+def test_damaged_best_weights_are_told_of_and_chosen_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = keeper(tmp_path / "d", 10, monitor="val/loss")
+    fit(Toy(), tmp_path, 20, [first], val_check_interval=5, limit_val_batches=1)
+    first.best_path.write_bytes(first.best_path.read_bytes()[:-7])
+    second = keeper(tmp_path / "d", 10, monitor="val/loss")
+    second.load_state_dict(first.state_dict())
+    assert second.best is None
+    assert "best.ckpt does not match its sha256" in capsys.readouterr().err
+    fit(Toy(), tmp_path, 5, [second], val_check_interval=5, limit_val_batches=1)
+    assert checkpoint_io.problem(second.best_path) is None
+
+
 def test_line_a_step_where_there_is_no_terminal(tmp_path: Path) -> None:
     stream = io.StringIO()
     fit(Toy(), tmp_path, 20, [ProgressReport(20, 5, stream)])

@@ -405,3 +405,15 @@ def test_files_are_hashed_as_they_lie(tmp_path: Path) -> None:
     assert data.files()[0]["sha256"] == hashlib.sha256(TABLE.encode()).hexdigest()
     (tmp_path / "train.csv").write_text(TABLE + "A,1\n")
     assert data.files()[0]["sha256"] != hashlib.sha256(TABLE.encode()).hexdigest()
+
+
+def test_splits_that_share_sequences_are_told_of(tmp_path: Path) -> None:
+    (tmp_path / "val.csv").write_text("sequence,label\nacgt,0\nGGGG,1\n")
+    (tmp_path / "test.csv").write_text("sequence,label\nGGGG,0\nTTAA,1\nACGT,0\n")
+    data = make(tmp_path, TABLE, val={"path": "val.csv"}, test={"path": "test.csv"})
+    assert data.facts()["shared"].split("; ") == [
+        "1 of 2 val sequences stand in train too",
+        "1 of 3 test sequences stand in val too",
+        "2 of 3 test sequences stand in train too",
+    ]
+    assert make(tmp_path, TABLE).facts() == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -49,6 +50,10 @@ class LabelledDataConfig(DataConfig):
         rc_augment: in training, each sequence is reverse-complemented with probability 1/2 (both of a pair).
         rc_views: batches also hold `ids_rc` and `valid_rc`, the reverse complement of each row, for averaging over
             both strands at test time and for post-hoc conjoining.
+        frames: k for words of k letters: in training each sequence loses 0 to k - 1 of its first letters, drawn anew
+            every epoch, so that its words are cut in every frame; otherwise batches also hold `ids_frames` and
+            `valid_frames` [B, frames, L], the row in each frame (with rc_views also those of the other strand, in
+            twice as many), whose predictions the task averages.
         class_weights: offer `class_weights` (inverse class frequency, mean 1 over the samples) to the task.
         limit: use only this many training rows, the first of a seeded permutation; 0 uses all.
         batch_size, eval_batch_size: rows a batch, in training and otherwise (None: the same).
@@ -77,6 +82,7 @@ class LabelledDataConfig(DataConfig):
     upper: bool = False
     rc_augment: bool = False
     rc_views: bool = False
+    frames: int = 1
     class_weights: bool = False
     limit: int = 0
 
@@ -96,6 +102,8 @@ class LabelledDataConfig(DataConfig):
             raise ValueError("labels per base are for single sequences, not for pairs")
         if self.per_base and self.task != "token":
             raise ValueError(f"per_base is for labels of the kind 'token', not '{self.task}'")
+        if self.frames < 1 or (self.frames > 1 and (self.task == "token" or self.sequence2 is not None)):
+            raise ValueError("frames must be at least 1, and 1 for labels of the kind 'token' and for pairs")
         if self.limit < 0 or (self.max_len is not None and self.max_len < 1):
             raise ValueError("limit must not be negative, and max_len at least 1")
         if self.bucket < 0 or self.num_workers < 0:
@@ -224,6 +232,23 @@ class LabelledData(Data):
     def _check_classes(self, labels: NDArray[Any]) -> None:
         if self.config.task in ("multiclass", "token") and len(self._classes) < 2:
             raise ZooError(f"the training labels hold one class only ('{''.join(self._classes)}')")
+
+    def facts(self) -> dict[str, str]:
+        """Sequences (or pairs) that stand in more than one split, where published files share some."""
+        self.setup()
+        rows = {}
+        for split, source in self.sources.items():
+            columns = [source.texts, *([source.pairs] if source.pairs else [])]  # type: ignore[attr-defined]
+            rows[split] = [b"|".join(row).upper() for row in zip(*columns, strict=True)]
+        known: dict[bytes, str] = {}
+        found = []
+        for split, texts in rows.items():
+            where = Counter(known[text] for text in texts if text in known)
+            found += [
+                f"{count} of {len(texts)} {split} sequences stand in {other} too" for other, count in where.items()
+            ]
+            known = {**dict.fromkeys(texts, split), **known}
+        return {"shared": "; ".join(found)} if found else {}
 
     @property
     def num_outputs(self) -> int:

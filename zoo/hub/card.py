@@ -173,6 +173,8 @@ def _data_section(data: dict[str, Any], seen: dict[str, Any]) -> str:
     parts = [table(("", ""), facts)] if facts else []
     if files:
         parts.append(table(("file", "sha256"), files))
+    if seen.get("shared"):
+        parts.append(f"The splits share sequences: {seen['shared']}.")
     return "## Training data\n" + "\n\n".join(parts) if parts else ""
 
 

@@ -247,6 +247,9 @@ class Checkpoints(pl.callbacks.Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name, value in state_dict.items():
             setattr(self, name, value)
+        if self.best is not None and (reason := checkpoint_io.problem(self.best_path)) is not None:
+            say(f"{reason}: the best weights are chosen among those still to come")
+            self.best, self.best_step, self.judged = None, 0, -1
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -116,6 +116,8 @@ class _Run:
             f"{_parameters(self.parts.model)}, "
             f"{torch.get_num_threads()} threads, {self.options.precision}"
         )
+        if shared := self.parts.data.facts().get("shared"):
+            say(f"the splits share sequences: {shared}")
         trainer.fit(task, datamodule=self.data, ckpt_path=start, weights_only=True)
         steps = self.steps_done = max(trainer.global_step, first)
         metrics, chosen = self._choose(trainer, steps)

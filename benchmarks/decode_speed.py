@@ -3,8 +3,9 @@
     python benchmarks/decode_speed.py [--sizes 26M 120M] [--batches 1 8] [--prompt 1024] [--new 64] [--clock cpu]
 
 Both sides hold the same weights (converted), get the same prompts and must put out the same tokens (the fraction that
-agrees is reported: random weights have near ties). Time is that of decoding alone: a call for --new tokens less one for
-a single token, the best of alternating repeats. Writes results/decode_speed.json.
+agrees is reported: random weights have near ties). Time is that of decoding alone, from the first new token to the last
+(the copy of the weights that the zoo makes for a call falls into it), the best of alternating repeats. Writes
+results/decode_speed.json; a row there stays until its own size and batch are measured again with the same settings.
 """
 
 from __future__ import annotations
@@ -43,13 +44,30 @@ def pair(size: str) -> tuple[GENERator, Any]:
     return ours, theirs
 
 
-def timed(call: Callable[[int], Tensor], new: int, clock: Callable[[], float]) -> tuple[Tensor, float]:
-    start = clock()
-    call(1)
-    prefill = clock() - start
-    start = clock()
-    ids = call(new)
-    return ids, (clock() - start - prefill) / (new - 1)
+class Watch:
+    """Notes when tokens come: a streamer of transformers, and `on_tokens` of the zoo."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock, self.times = clock, list[float]()
+
+    def put(self, value: Tensor) -> None:
+        if value.ndim == 1:  # the prompts come first, and are a matrix
+            self.times.append(self.clock())
+
+    def end(self) -> None:
+        """Nothing is left to put out."""
+
+    def on_tokens(self, sequence: int, tokens: list[int]) -> None:
+        if sequence == 0:
+            self.times.append(self.clock())
+
+
+def timed(call: Callable[[Watch], Tensor], new: int, clock: Callable[[], float]) -> tuple[Tensor, float]:
+    """(new tokens [B, new], seconds a token after the first)"""
+    watch = Watch(clock)
+    ids = call(watch)
+    assert len(watch.times) == new, f"{len(watch.times)} times for {new} tokens"
+    return ids, (watch.times[-1] - watch.times[0]) / (new - 1)
 
 
 @torch.inference_mode()
@@ -58,14 +76,14 @@ def measure(size: str, batch: int, prompt: int, new: int, repeats: int, clock: C
     ids = torch.randint(32, 4128, (batch, prompt), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
 
-    def zoo(count: int) -> Tensor:
-        return generate(ours, ids, config=GenerateConfig(max_new_tokens=count)).ids
+    def zoo(watch: Watch) -> Tensor:
+        return generate(ours, ids, config=GenerateConfig(max_new_tokens=new), on_tokens=watch.on_tokens).ids
 
-    def peer(cache: str) -> Callable[[int], Tensor]:
-        def call(count: int) -> Tensor:
+    def peer(cache: str) -> Callable[[Watch], Tensor]:
+        def call(watch: Watch) -> Tensor:
             out = theirs.generate(
-                ids, attention_mask=mask, max_new_tokens=count, min_new_tokens=count, do_sample=False,
-                cache_implementation=cache, pad_token_id=3,
+                ids, attention_mask=mask, max_new_tokens=new, min_new_tokens=new, do_sample=False,
+                cache_implementation=cache, pad_token_id=3, streamer=watch,
             )  # fmt: skip
             return out[:, prompt:]
 
@@ -80,7 +98,7 @@ def measure(size: str, batch: int, prompt: int, new: int, repeats: int, clock: C
             best[name] = min(best.get(name, 1e9), seconds)
     rival = min(best["dynamic"], best["static"])
     return {
-        "size": size, "batch": batch, "prompt": prompt, "new": new,
+        "size": size, "batch": batch, "prompt": prompt, "new": new, "repeats": repeats,
         "ms_per_step": {name: round(1e3 * seconds, 2) for name, seconds in best.items()},
         "tokens_per_second": {name: round(batch / seconds, 1) for name, seconds in best.items()},
         "ratio_to_best_peer": round(rival / best["zoo"], 3),
@@ -105,15 +123,22 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1 if args.clock == "cpu" else args.threads)
     clock = time.process_time if args.clock == "cpu" else time.perf_counter
-    rows = []
+    result: dict[str, Any] = {"torch": torch.__version__, "transformers": transformers.__version__, "dtype": "float32"}
+    result |= {"threads": torch.get_num_threads(), "clock": args.clock, "rows": []}
+    target = RESULTS / f"{args.name}.json"
+    before = json.loads(target.read_text()) if target.is_file() else {}
+    same = {**before, "rows": []} == result  # measured with the same versions and settings
+    rows = [r for r in before["rows"] if (r["prompt"], r["new"]) == (args.prompt, args.new)] if same else []
+    order = [(size, batch) for size in SIZES for batch in (1, 8)]
     for size in args.sizes:
         for batch in args.batches:
+            rows = [row for row in rows if (row["size"], row["batch"]) != (size, batch)]
             rows.append(measure(size, batch, args.prompt, args.new, args.repeats, clock))
             print(json.dumps(rows[-1]), flush=True)
-            result = {"torch": torch.__version__, "transformers": transformers.__version__, "dtype": "float32"}
-            result |= {"threads": torch.get_num_threads(), "clock": args.clock, "rows": rows}
+            places = {key: i for i, key in enumerate(order)}
+            rows.sort(key=lambda row: places.get((row["size"], row["batch"]), len(order)))
             RESULTS.mkdir(exist_ok=True)
-            (RESULTS / f"{args.name}.json").write_text(json.dumps(result, indent=1) + "\n")
+            target.write_text(json.dumps({**result, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -115,6 +115,33 @@ def test_drafts_change_nothing_about_greedy_output(name: str) -> None:
     assert sum(got.stats.accepted) > 0, "no guess was ever right"
 
 
+def test_copied_weights_give_the_models_own_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = torch.backends.mkldnn.is_available()
+    for name in ("gqa", "mha", "bias"):
+        model = make(name)
+        for rows in (1, 3):
+            logits = {}
+            for copy in (True, False):
+                with torch.inference_mode():
+                    target = ModelTarget(model, rows, 32, lean=copy, passes=64)
+                    ids = prompts(3)[0][:rows]
+                    target.prefill(ids)
+                    parts = [target.step(ids[:, :1])]
+                    if copy:
+                        assert target.lean is not None
+                        matrix = target.lean.layers[0].mlp.both
+                        assert (matrix.packed is not None) == (blocks and rows > 1)
+                    parts.append(target.tree(ids[:, :2], torch.tensor([[-1, 0]]).expand(rows, -1))[:, -1])
+                    target.commit(torch.zeros(rows, 1, dtype=torch.long))
+                    parts.append(target.step(ids[:, 2:3]))  # single rows read whichever copy there is
+                    assert not copy or matrix.packed is None or matrix.columns is None, "one copy is enough"
+                    logits[copy] = torch.stack(parts)
+            assert torch.allclose(logits[True], logits[False], atol=2e-5), name
+    assert ModelTarget(model, 2, 32, passes=63).lean.head.copy is False
+    monkeypatch.setattr("zoo.generate.target._ROOM", 1000)
+    assert ModelTarget(model, 2, 32, passes=64).lean.head.copy is False
+
+
 def test_the_lean_pass_is_the_models_own() -> None:
     fits = [name for name in MODELS if LeanDecoder.fits(make(name))]
     assert {"gqa", "mha", "bias"} <= set(fits)

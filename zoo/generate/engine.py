@@ -197,7 +197,8 @@ def generate(
         rule: acceptance of drafted tokens at a node of the tree.
         policy: what key-value caches keep; None keeps all.
         on_tokens: called with (sequence, new tokens) as they come.
-        lean: take the short cut through plain decoders.
+        lean: take the short cut through plain decoders. On a CPU, 64 new tokens or more also make a copy of the weights
+            (of up to 4 GiB) in the order that is read fastest, which is dropped when the call ends.
 
     Raises:
         ZooError: an empty prompt, a model that cannot be that long or has no language-model head, or options that

@@ -22,6 +22,8 @@ from zoo.nn.mlp import MLP, GatedMLP
 from zoo.nn.positions import RotaryConfig, rotary, rotary_table
 from zoo.nn.state import Stack
 
+_ROWS = 8  # rows that oneDNN orders a weight for; the order serves any number from 3 on
+
 
 @dataclass
 class _Layer:
@@ -32,8 +34,8 @@ class _Layer:
     heads: int
     groups: int
     width: int
-    qkv: _In
-    out: _Out
+    qkv: _Matrix
+    out: _Matrix
     norm1: Any
     norm2: Any
     mlp: Any
@@ -44,8 +46,8 @@ class _Layer:
         mixer: Attention = block.mixer
         return _Layer(
             mixer, mixer.config.rope, mixer.heads, mixer.k_heads, mixer.head_dim,
-            _In(mixer.qkv.weight, mixer.qkv.bias, copy),
-            _Out(mixer.out_proj), _Norm(block.norm1), None if block.norm2 is None else _Norm(block.norm2),
+            _Matrix.of(mixer.qkv, copy), _Matrix.of(mixer.out_proj, copy),
+            _Norm(block.norm1), None if block.norm2 is None else _Norm(block.norm2),
             None if block.mlp is None else _Feed(block.mlp, copy),
         )  # fmt: skip
 
@@ -55,25 +57,55 @@ def _few(x: Tensor) -> bool:
     return 1 < len(x) < 8 and x.dim() == 2 and x.device.type == "cpu" and x.dtype == torch.float32
 
 
-class _In:
-    """linear(x) for x [..., D].
+class _Matrix:
+    """A weight [O, D] and, with `copy`, one copy of it in the order that is read fastest, as long as the pass lives.
 
-    A matrix with more rows than columns is read up to twice as fast when its columns lie together (measured with MKL on
-    one row); `copy` keeps it so, for as long as the pass lives.
+    One row reads a matrix with more rows than columns up to twice as fast when its columns lie together (MKL). Several
+    rows take half of MKL's time, up to some hundred of them, in the blocks that oneDNN orders the weight into; the
+    first product with several rows makes them, and single rows read them from then on.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, copy: bool) -> None:
-        self.weight, self.bias = weight, bias
-        wide = copy and weight.shape[0] > weight.shape[1] and weight.device.type == "cpu"
-        self.columns = weight.t().contiguous() if wide else None
+        self.weight, self.bias = weight.detach(), bias
+        self.copy = copy and self.weight.device.type == "cpu"
+        self.blocks = self.copy and self.weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+        self.packed: Tensor | None = None
+        self.columns: Tensor | None = None
+        if self.copy and self.weight.shape[0] > self.weight.shape[1]:
+            self.columns = self.weight.t()
+
+    @staticmethod
+    def of(linear: nn.Linear, copy: bool) -> _Matrix:
+        return _Matrix(linear.weight, linear.bias, copy)
+
+    def pack(self, x: Tensor) -> Tensor | None:
+        """The weight in blocks, where x [n, D] is a reason to have it so."""
+        if self.packed is None and self.blocks and len(x) > 1:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, _ROWS)
+            self.columns = None
+        return self.packed
 
     def __call__(self, x: Tensor) -> Tensor:
+        """x [n, D] -> [n, O]"""
+        packed = self.packed if self.packed is not None else self.pack(x)
+        if packed is not None:
+            return torch.ops.mkldnn._linear_pointwise(x, packed, self.bias, "none", [], "")
         if _few(x):
             y = (self.weight @ x.t()).t().contiguous()
-            return y if self.bias is None else y.add_(self.bias)
-        if self.columns is None:
+        elif self.columns is not None:
+            if not self.columns.is_contiguous():  # only when it is read at all
+                self.columns = self.columns.contiguous()
+            y = x @ self.columns
+        else:
             return F.linear(x, self.weight, self.bias)
-        return x @ self.columns if self.bias is None else x @ self.columns + self.bias
+        return y if self.bias is None else y.add_(self.bias)
+
+    def onto(self, x: Tensor, y: Tensor) -> Tensor:
+        """x [n, O] + linear(y [n, D])"""
+        if self.packed is not None or _few(y) or self.pack(y) is not None:
+            return self(y).add_(x)
+        total = torch.addmm(x, y, self.weight.t())
+        return total if self.bias is None else total.add_(self.bias)
 
 
 class _Norm:
@@ -102,25 +134,13 @@ class _Feed:
         self.gated = isinstance(mlp, GatedMLP)
         if self.gated:
             self.act = F.silu if mlp.kind == "swiglu" else F.gelu
-            self.both, self.down = _In(mlp.gate_up.weight, mlp.gate_up.bias, copy), _Out(mlp.down)
+            self.both, self.down = _Matrix.of(mlp.gate_up, copy), _Matrix.of(mlp.down, copy)
 
     def __call__(self, h: Tensor, x: Tensor) -> Tensor:
         if not self.gated:
             return x + self.mlp(h)
         gate, up = self.both(h).chunk(2, dim=-1)
-        return self.down(self.act(gate).mul_(up), x)
-
-
-class _Out:
-    """x + linear(y) in one operation."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        self.weight = linear.weight.t()
-        self.bias = linear.bias
-
-    def __call__(self, y: Tensor, x: Tensor) -> Tensor:
-        total = x + (self.weight.t() @ y.t()).t() if _few(y) else torch.addmm(x, y, self.weight)
-        return total if self.bias is None else total.add_(self.bias)
+        return self.down.onto(x, self.act(gate).mul_(up))
 
 
 class LeanDecoder:
@@ -128,12 +148,13 @@ class LeanDecoder:
 
     Args:
         model: the model.
-        copy: keep copies of wide matrices in the order that is read fastest; worth it for some tens of passes.
+        copy: keep a copy of the matrices in the order that is read fastest, as long as this object lives: it takes up
+            to as much memory as the weights, and is worth it for some tens of passes.
     """
 
     def __init__(self, model: SequenceModel, copy: bool = False) -> None:
         head = model.head.weight
-        self.head = _In(model.embed.weight if head is None else head, model.head.bias, copy)
+        self.head = _Matrix(model.embed.weight if head is None else head, model.head.bias, copy)
         self.embed = model.embed.weight
         self.norm = _Norm(model.backbone.norm)
         self.layers = [_Layer.of(block, copy) for block in model.backbone.layers]
@@ -151,6 +172,10 @@ class LeanDecoder:
         if not config.prenorm or (config.residual_in_fp32 and model.embed.weight.dtype != torch.float32):
             return False
         return all(_plain(b.mixer) and isinstance(b.mlp, MLP | GatedMLP | None) for b in model.backbone.layers)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [B, n, D] -> [B, n, V]"""
+        return self.head(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
 
     def __call__(self, ids: Tensor, stack: Stack, parent: Tensor | None = None) -> Tensor:
         """ids [B, n] after what *stack* holds -> hidden [B, n, D]; with *parent* [B, n] they are a draft's tree.
@@ -178,7 +203,7 @@ class LeanDecoder:
             if layer.angles not in tables:
                 tables[layer.angles] = _table(mixer, layout, start, batch, n, ids.device, x.dtype)
             y = _attend(layer, layer.norm1(x), state, batch, n, total, tables[layer.angles], mask, slots)
-            x = layer.out(y, x)
+            x = layer.out.onto(x, y)
             if layer.mlp is not None:
                 x = layer.mlp(layer.norm2(x), x)
             state.longest = total
@@ -218,11 +243,11 @@ def _attend(
         store(state.v, v, slots, None)
     held_k, held_v = state.k[:, :, :total], state.v[:, :, :total]
     per = heads // groups
-    if n == 1:
-        q = q.view(batch, groups, per, width)
+    if n == 1:  # the keys stand on the left: for a handful of queries MKL then takes half the time
+        scores = (held_k @ q.view(batch, groups, per, width).transpose(-1, -2)).transpose(-1, -2)
     else:
         q = q.unflatten(2, (groups, per)).permute(0, 2, 3, 1, 4).reshape(batch, groups, per * n, width)
-    scores = q @ held_k.transpose(-1, -2)  # [B, G, per n, S]
+        scores = q @ held_k.transpose(-1, -2)  # [B, G, per n, S]
     if mask is not None:
         scores.view(batch, groups, per, n, total).add_(mask)
     y = torch.softmax(scores, -1) @ held_v

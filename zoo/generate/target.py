@@ -21,6 +21,7 @@ from zoo.nn.policy import CachePolicy, managed
 from zoo.nn.state import Stack
 
 _MANY = 64  # passes that repay copying the weights
+_ROOM = 4 << 30  # bytes of weights that are copied at most
 
 
 class ModelTarget:
@@ -38,7 +39,8 @@ class ModelTarget:
         capacity: tokens a row, drafts included.
         policy: what caches keep; None keeps all.
         lean: use the lean pass where the model fits.
-        passes: how many are expected; many are worth copies of weights in a faster order.
+        passes: how many are expected; 64 are worth a copy of the weights in a faster order (on a CPU, of up to 4 GiB),
+            which lives as long as the target.
     """
 
     def __init__(
@@ -58,7 +60,8 @@ class ModelTarget:
             self.state = managed(self.state, policy)
         self.trees = _takes_back(self.state)
         full = isinstance(self.state, Stack) and all(isinstance(layer, KVState) for layer in self.state.layers)
-        self.lean = LeanDecoder(model, passes >= _MANY) if lean and full and LeanDecoder.fits(model) else None
+        copy = passes >= _MANY and sum(p.numel() * p.element_size() for p in model.parameters()) <= _ROOM
+        self.lean = LeanDecoder(model, copy) if lean and full and LeanDecoder.fits(model) else None
         self.forwards = 0
         self.shift = 0
         self.hidden: Tensor | None = None
@@ -98,7 +101,7 @@ class ModelTarget:
 
     def _head(self, hidden: Tensor) -> Tensor:
         """Logits over the tokens that mean something: rows that only fill up the embedding are cut off."""
-        logits = self.model.forward_head(hidden) if self.lean is None else self.lean.head(hidden)
+        logits = self.model.forward_head(hidden) if self.lean is None else self.lean.logits(hidden)
         return logits[..., : self.model.config.vocab_size]
 
     def step(self, tokens: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.datamodules import token_labels
-from zoo.datamodules.augment import coins, reverse_complement
+from zoo.datamodules.augment import coins, integers, reverse_complement
 from zoo.tokenizers.base import Tokenizer
 
 if TYPE_CHECKING:
@@ -113,17 +113,37 @@ class LabelledSource:
             for place, row in zip(which, self._turned(index[which])[0], strict=True):
                 other[place] = row
         forward = [other[i] if turn[i] else row for i, row in enumerate(rows)]
+        if self.augment and cfg.frames > 1:
+            forward = self._cut(index, turn, integers(self.seed, epoch, index, 0, cfg.frames - 1, stream=1))
         ids, valid = self._assemble(forward)
         labels = self._token_labels(index, turn, valid) if cfg.task == "token" else self.labels[index]
         batch = {"ids": ids, "valid": valid, "labels": labels, "index": index}
         if cfg.task == "token" and (cfg.per_base or cfg.rc_views):
             batch |= self._bases(index, turn, batch)
+        if cfg.frames > 1 and not self.augment:
+            batch |= self._frames(index)
         if cfg.rc_views:
             backward = [row if turn[i] else other[i] for i, row in enumerate(rows)]
             batch["ids_rc"], batch["valid_rc"] = self._assemble(backward)
             if cfg.task == "token":
                 batch |= self._bases_rc(index, turn, batch)
         return batch
+
+    def _cut(self, index: NDArray[np.int64], turn: NDArray[np.bool_], skip: NDArray[np.int64]) -> Rows:
+        """Ids of rows, or of their reverse complements, without their first *skip* letters."""
+        texts = [self._strand(i, t) for i, t in zip(index, turn, strict=True)]
+        flat, counts = self.tokenizer.flat_ids([text[s:] or text for text, s in zip(texts, skip, strict=True)])
+        return np.split(flat, np.cumsum(counts)[:-1])
+
+    def _frames(self, index: NDArray[np.int64]) -> dict[str, Any]:
+        """`ids_frames` and `valid_frames` [B, V, L]: each row in every frame, on both strands with rc_views."""
+        frames, strands = self.settings.frames, 2 if self.settings.rc_views else 1
+        views = frames * strands
+        turn = np.tile(np.arange(views) >= frames, len(index))
+        ids, valid = self._assemble(
+            self._cut(index.repeat(views), turn, np.tile(np.arange(views) % frames, len(index)))
+        )
+        return {name: x.reshape(len(index), views, -1) for name, x in (("ids_frames", ids), ("valid_frames", valid))}
 
     def _frame(self) -> tuple[int, int]:
         return (len(self.tokenizer.prefix), len(self.tokenizer.suffix)) if self.frame else (0, 0)

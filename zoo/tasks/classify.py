@@ -15,7 +15,7 @@ from zoo.errors import ZooError
 from zoo.tasks.base import Batch, Task, forward
 from zoo.tasks.metrics import multiclass_metrics, multilabel_metrics, regression_metrics
 from zoo.tasks.optim import OptimConfig
-from zoo.tasks.strands import BOTH, at, both_strands
+from zoo.tasks.strands import BOTH, at, both_strands, merged
 
 METRICS = {"multiclass": multiclass_metrics, "multilabel": multilabel_metrics, "regression": regression_metrics}
 
@@ -84,6 +84,10 @@ class Classify(Task):
 
         Where `rc` asks for it and the stage is not `train`, one prediction from both strands.
         """
+        if stage != "train" and "ids_frames" in batch:
+            views = {name: batch[f"{name}_frames"] for name in ("ids", "valid")}  # [B, V, L]
+            every = forward(self.model, {name: x.flatten(0, 1) for name, x in views.items()})
+            return merged(every.unflatten(0, views["ids"].shape[:2]).unbind(1), self.config.rc, self.config.kind)
         logits = self.bases(forward(self.model, batch), batch, "")
         if stage == "train" or self.config.rc not in BOTH:
             return logits

@@ -7,6 +7,8 @@ averages what they say before the output's non-linearity, so that its answer doe
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -26,18 +28,24 @@ def both_strands(logits: Tensor, other: Tensor, policy: str, kind: str, known: T
         kind: `multiclass`, `multilabel` or `regression`.
         known: [...] where *other* means something; elsewhere *logits* alone count (a base that no token covers there).
     """
-    joined = _joined(logits, other, policy, kind)
+    joined = merged([logits, other], policy, kind)
     return joined if known is None else torch.where(known[..., None], joined, logits)
 
 
-def _joined(logits: Tensor, other: Tensor, policy: str, kind: str) -> Tensor:
-    if policy == "conjoin" or kind == "regression":
-        return (logits + other) / 2
+def merged(views: Sequence[Tensor], policy: str, kind: str) -> Tensor:
+    """One prediction [..., K] from the logits of several views of the same sequences, as logits again.
+
+    Args:
+        views: each [..., K].
+        policy: `average` takes the mean of the probabilities, any other that of the logits.
+        kind: `multiclass`, `multilabel` or `regression`.
+    """
+    every = torch.stack(list(views))  # [V, ..., K]
+    if policy != "average" or kind == "regression":
+        return every.mean(0)
     if kind == "multilabel":
-        p = (torch.sigmoid(logits) + torch.sigmoid(other)) / 2
-        return torch.logit(p, eps=1e-7)
-    halves = torch.stack([logits.log_softmax(-1), other.log_softmax(-1)])
-    return halves.logsumexp(0) - torch.log(torch.tensor(2.0, device=logits.device))
+        return torch.logit(torch.sigmoid(every).mean(0), eps=1e-7)
+    return every.log_softmax(-1).logsumexp(0) - math.log(len(views))
 
 
 def at(logits: Tensor, token: Tensor, place: Tensor | None = None) -> Tensor:

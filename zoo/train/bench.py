@@ -43,6 +43,7 @@ READING = (
     "add_special",
     "rc_augment",
     "rc_views",
+    "frames",
     "class_weights",
     "batch_size",
     "eval_batch_size",

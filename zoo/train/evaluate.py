@@ -51,6 +51,8 @@ def evaluate(
     trained = artifact.recipe.get("task", {})
     if trained.get("rc", "none") in BOTH and section["name"] == "labelled":
         section = {**section, "rc_views": True}
+    if section["name"] == "labelled":
+        section = {"frames": artifact.recipe.get("data", {}).get("frames", 1), **section}
     data = datamodules.build(section, artifact.tokenizer, 0)
     data.setup("test")
     task_section = _task(trained, LABELS.get(data.task_kind, data.task_kind))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from zoo.datamodules.augment import reverse_complement
 from zoo.datamodules.token_labels import covering
 from zoo.errors import ZooError
-from zoo.tasks.strands import BOTH, at, both_strands
+from zoo.tasks.strands import BOTH, at, both_strands, merged
 from zoo.tokenizers.base import to_bytes
 from zoo.train.evaluate import opened
 
@@ -88,6 +88,7 @@ class Predictor:
         self.pad_to = data.get("pad_to")
         self.path, self.second = artifact.path, data.get("sequence2")
         self.rc = artifact.recipe.get("task", {}).get("rc", "none")
+        self.frames = int(data.get("frames", 1))
         self.per_base = bool(data.get("per_base", False))
         self.head = artifact.model.config.head
         self.kind = artifact.info.get("outputs", {}).get("task_kind", "multiclass")
@@ -96,14 +97,16 @@ class Predictor:
     def logits(self, texts: list[Any]) -> tuple[Tensor, Tensor]:
         """What the head says of texts (float32, the head's shape), and which tokens are real [B, L].
 
-        A model that was trained to be read on both strands (`task.rc`) says it of both together; a `token` head does
-        so only in `base_logits`, since the tokens of the two strands differ.
+        A model that was trained to be read on both strands (`task.rc`) or in several frames of its words
+        (`data.frames`) says it of all of them together; a `token` head reads both strands only in `base_logits`,
+        since the tokens of the two strands differ.
         """
         logits, mask = self._logits(texts)
-        if self.rc in BOTH and self.head.kind == "sequence":
-            other, _ = self._logits([_turned(text) for text in texts])
-            logits = both_strands(logits, other, self.rc, self._kind)
-        return logits, mask
+        if self.head.kind != "sequence":
+            return logits, mask
+        strands = [texts, [_turned(text) for text in texts]] if self.rc in BOTH else [texts]
+        views = [[text[skip:] or text for text in strand] for strand in strands for skip in range(self.frames)]
+        return merged([logits, *(self._logits(view)[0] for view in views[1:])], self.rc, self._kind), mask
 
     @property
     def _kind(self) -> str:

@@ -25,7 +25,7 @@ def definition(layer: H3, x: Tensor) -> Tensor:
     batch, length, width = x.shape
     size, heads = cfg.head_dim, layer.heads
     shift = x.new_zeros(batch, width, cfg.d_state)
-    log_a, weights = layer.system.discrete(torch.float64)
+    step, weights = layer.system.discrete(torch.float64)
     h = torch.zeros(batch, size, size, heads, cfg.d_state // 2, dtype=torch.complex128)
     ys = []
     for t in range(length):
@@ -33,7 +33,7 @@ def definition(layer: H3, x: Tensor) -> Tensor:
         key = (shift * layer.shift_c).sum(-1) + layer.shift_skip * k[:, t]
         key, value, query = (u.view(batch, heads, size).transpose(1, 2) for u in (key, v[:, t], q[:, t]))
         kv = key[:, :, None] * value[:, None]  # [B, dh, dh, H]
-        h = log_a.exp() * h + kv[..., None]
+        h = step * h + kv[..., None]
         y = 2 * (weights[0] * h).sum(-1).real + layer.skip * kv
         ys.append((y * query[:, :, None]).sum(1).flatten(1))
     return layer.out_proj(torch.stack(ys, 1))

@@ -11,11 +11,13 @@ from torch import Tensor
 from zoo.convert.s4 import config_from_official, table, to_official, to_zoo
 from zoo.errors import ConfigError, ZooError
 from zoo.nn.backbone import make_mixer
+from zoo.nn.dense_ssm import dense_kernel, dense_scan
 from zoo.nn.dplr import DPLRSSM, HippoSSM, hippo_legs
 from zoo.nn.layout import CAUSAL, Layout
 from zoo.nn.mixer import split_param_groups
 from zoo.nn.s4 import S4, S4D, S4Config, S4DConfig
-from zoo.nn.ssm import DiagonalSSM, dense_scan, diag_final, diag_sequence
+from zoo.nn.series import closed_loop
+from zoo.nn.ssm import DiagonalSSM, diag_final, diag_sequence
 
 
 def recurrence(a: Tensor, b: Tensor, c: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,7 +36,7 @@ def test_diagonal_kernel_is_the_vandermonde_sum(length: int) -> None:
     coef = torch.randn(2, 3, 5, dtype=torch.complex128)
     t = torch.arange(length)
     naive = 2 * torch.einsum("kdn,dnl->kdl", coef, torch.exp(log_a[..., None] * t)).real
-    torch.testing.assert_close(diag_sequence(log_a, coef, length), naive, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(diag_sequence(log_a.exp(), coef, length), naive, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("disc", ["zoh", "bilinear"])
@@ -55,15 +57,35 @@ def test_s4d_is_its_recurrence(disc: str) -> None:
 
 def test_state_of_ragged_rows() -> None:
     system = DiagonalSSM(3, 4)
-    log_a, _ = system.discrete(torch.float64)
+    step, _ = system.discrete(torch.float64)
     u, count = torch.randn(3, 3, 21, dtype=torch.float64), torch.tensor([0, 13, 21])
     start = torch.randn(3, 3, 4, dtype=torch.complex128)
-    h = diag_final(log_a, u, start, count)
+    h = diag_final(step, u, start, count)
     for row, n in enumerate(count.tolist()):
         one = start[row]
         for t in range(n):
-            one = log_a.exp() * one + u[row, :, t, None]
+            one = step * one + u[row, :, t, None]
         torch.testing.assert_close(h[row], one, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 8, 21])
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_closed_loop_is_its_recurrence(length: int, outputs: int) -> None:
+    sums = (torch.randn(2 * outputs + 2, 3, length, dtype=torch.float64) * 0.3).requires_grad_()
+    driven, loop = sums[-2], sums[-1]
+    inside: list[Tensor] = []
+    for t in range(length):  # p = f + x h p
+        inside.append(driven[:, t] + sum((loop[:, t - 1 - s] * p for s, p in enumerate(inside)), torch.zeros(())))
+    rows = []
+    for k in range(outputs):
+        turn = [sum(sums[outputs + k, :, t - 1 - s] * inside[s] for s in range(t)) for t in range(length)]
+        rows.append(torch.stack([sums[k, :, t] + turn[t] for t in range(length)], -1))
+    expected, actual = torch.stack(rows), closed_loop(sums, outputs)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-11)
+    weight = torch.randn_like(expected)
+    (wanted,) = torch.autograd.grad((expected * weight).sum(), sums)
+    (given,) = torch.autograd.grad((actual * weight).sum(), sums)
+    torch.testing.assert_close(given, wanted, rtol=1e-9, atol=1e-10)
 
 
 def generating_function_kernel(system: DPLRSSM, length: int, twisted: bool) -> Tensor:
@@ -134,6 +156,23 @@ def test_lssl_kernel_is_its_recurrence() -> None:
     for k in range(2):
         y, _ = recurrence(step, taken, c[k], u)
         torch.testing.assert_close(system.kernel(19, torch.float64)[k], y[0], rtol=1e-9, atol=1e-10)
+
+
+def test_single_precision_keeps_the_dense_kernel_and_its_gradients() -> None:
+    system = HippoSSM(5, 32)
+    weight = torch.randn(1, 5, 3000)
+    exact, short = (system.kernel(3000, dtype) for dtype in (torch.float64, torch.float32))
+    assert float((exact - short).detach().abs().max() / exact.detach().abs().max()) < 3e-6
+    grads = [torch.autograd.grad((k * weight).sum(), list(system.parameters())) for k in (exact, short)]
+    for wanted, given in zip(*grads, strict=True):
+        assert float((wanted - given).abs().max() / wanted.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize(("length", "outputs"), [(1, 1), (5, 2), (40, 1)])
+def test_dense_kernel_gradients(length: int, outputs: int) -> None:
+    less, b, c = (0.2 * torch.randn(2, 3, 3), torch.randn(2, 3), torch.randn(outputs, 2, 3))
+    inputs = [t.double().requires_grad_() for t in (less, b, c)]
+    assert torch.autograd.gradcheck(lambda *t: dense_kernel(*t, length), inputs)
 
 
 def test_dense_scan_keeps_every_rows_own_end() -> None:

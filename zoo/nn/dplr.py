@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.nn.longconv import long_conv
-from zoo.nn.series import feedback
-from zoo.nn.ssm import SSMState, complex_of, dense_kernel, dense_scan, diag_sequence, exact_dtype, remembered
+from zoo.nn.dense_ssm import dense_kernel, dense_scan
+from zoo.nn.series import closed_loop
+from zoo.nn.ssm import SSMState, complex_of, diag_sequence, exact_dtype, remembered
 
 
 def hippo_legs(size: int) -> tuple[Tensor, Tensor]:
@@ -37,7 +36,9 @@ class DenseSSM(nn.Module):
 
     def kernel(self, length: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Convolution kernels [K, H, length]."""
-        return dense_kernel(*self.matrices(), length).to(dtype)
+        a, b, c = self.matrices()
+        unit = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+        return dense_kernel((a - unit).to(dtype), b.to(dtype), c.to(dtype), length)
 
     def init_state(self, batch: int, device: torch.device | str, dtype: torch.dtype) -> SSMState:
         """The empty state [B, H, N]."""
@@ -126,12 +127,8 @@ class DPLRSSM(DenseSSM):
         entering = dt * half * (b - p * gain * 2 * (low * b).real.sum(-1, keepdim=True))  # B of the step
         back = -2 * gain * half * p  # u
         coefficients = torch.cat([c * entering, c * back, (low * entering)[None], (low * back)[None]])
-        sums = diag_sequence((2 * half - 1).log(), coefficients.to(complex_of(dtype)), length)
-        count = len(c)
-        direct, leaving, driven, loop = sums[:count], sums[count : 2 * count], sums[-2], sums[-1]
-        inner = long_conv(driven[None], feedback(loop))
-        turns = torch.cat([long_conv(inner, row) for row in leaving])
-        return direct + F.pad(turns[..., :-1], (1, 0))
+        sums = diag_sequence(2 * half - 1, coefficients.to(complex_of(dtype)), length)
+        return closed_loop(sums, len(c))
 
     def matrices(self) -> tuple[Tensor, Tensor, Tensor]:
         exact = exact_dtype(self.log_dt.device)

@@ -1,4 +1,4 @@
-"""Linear time-invariant state spaces: h_t = A h_{t-1} + B u_t, y_t = C h_t, diagonal (complex) or dense (real).
+"""Linear time-invariant state spaces: h_t = A h_{t-1} + B u_t, y_t = C h_t, with a diagonal complex A.
 
 A sequence of L powers is laid out as a grid of about sqrt(L) x sqrt(L): A^(iT+j) = A^(iT) A^j. Kernels and end states
 are then matrix products over the modes, and nothing of size modes x L is ever held.
@@ -58,39 +58,45 @@ def remembered(module: nn.Module, key: object, build: Callable[[], T]) -> T:
     return memo[1]
 
 
-def _grid(length: int, rows: int = 1) -> tuple[int, int]:
+def grid(length: int, rows: int = 1) -> tuple[int, int]:
     """(outer, inner) with outer · inner >= length; *rows* sequences share the inner powers and not the outer ones."""
     inner = 1 << max(0, math.ceil(math.log2(max(length * rows, 1)) / 2))
     inner = min(inner, 1 << max(0, (length - 1).bit_length()))
     return -(-length // inner), inner
 
 
-def _powers(log_a: Tensor, count: int, stride: int, dtype: torch.dtype) -> Tensor:
-    """exp(log_a stride t) for t < count on a new last axis, in the complex *dtype*; [.., N] -> [.., N, count].
+def _ladder(a: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """1, a, a², .. on a new axis before the last, [.., N] -> [.., count', N], and a^count', count' a power of two."""
+    rows, power = torch.ones_like(a)[..., None, :], a
+    while rows.shape[-2] < count:
+        rows = torch.cat([rows, rows * power[..., None, :]], dim=-2)
+        power = power * power
+    return rows, power
 
-    Two short lists of exponentials in full precision, and their outer product.
+
+def _powers(a: Tensor, count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """a^t for t = 0 .. count-1 in the complex *dtype*, [D, N] -> [D, count, N], and a^count for a power of two.
+
+    Two short lists in the precision of *a*, and their outer product.
     """
     few = 1 << max(0, math.ceil(math.log2(max(count, 1)) / 2))
-    steps = torch.arange(few, device=log_a.device)
-    near = torch.exp(log_a[..., None] * (steps[:count] * stride)).to(dtype)
-    if count <= few:
-        return near
-    far = torch.exp(log_a[..., None] * (torch.arange(-(-count // few), device=log_a.device) * (stride * few)))
-    return (far.to(dtype)[..., None] * near[..., None, :]).flatten(-2)[..., :count]
+    near, turn = _ladder(a, few)
+    far, end = _ladder(turn, -(-count // few))
+    return (far.to(dtype)[:, :, None] * near.to(dtype)[:, None]).flatten(1, 2)[:, :count], end
 
 
-def diag_sequence(log_a: Tensor, coef: Tensor, length: int) -> Tensor:
-    """2 Re sum_n coef_n exp(log_a_n t) for t = 0 .. length-1.
+def diag_sequence(step: Tensor, coef: Tensor, length: int) -> Tensor:
+    """2 Re sum_n coef_n step_n^t for t = 0 .. length-1.
 
     Args:
-        log_a: [D, N] complex, in the precision the powers are taken in.
+        step: [D, N] complex, not 0, in the precision the powers are taken in.
         coef: [..., D, N] complex; its precision is that of the result.
 
     Returns:
         [..., D, length] real.
     """
     lead = coef.shape[:-2]
-    y = _DiagSequence.apply(log_a, coef.reshape(-1, *coef.shape[-2:]), length)
+    y = _DiagSequence.apply(step, coef.reshape(-1, *coef.shape[-2:]), length)
     return y.reshape(*lead, *y.shape[1:])
 
 
@@ -98,54 +104,60 @@ class _DiagSequence(torch.autograd.Function):
     """`diag_sequence` for coef [K, D, N] as one real matrix product, and two more for its gradients."""
 
     @staticmethod
-    def forward(ctx: Any, log_a: Tensor, coef: Tensor, length: int) -> Tensor:
+    def forward(ctx: Any, step: Tensor, coef: Tensor, length: int) -> Tensor:
         many, channels, _ = coef.shape
-        outer, inner = _grid(length, many)
-        fine = _powers(log_a, inner, 1, coef.dtype)  # [D, N, T]
-        turns = _powers(log_a, outer, inner, coef.dtype)  # [D, N, I]
-        coarse = coef.permute(1, 0, 2)[:, :, None] * turns.transpose(1, 2)[:, None]  # [D, K, I, N]
-        left = torch.view_as_real(coarse).flatten(-2).flatten(1, 2)  # [D, K I, 2N]: real and imaginary in turn
-        right = torch.view_as_real(fine.conj().resolve_conj().transpose(1, 2).contiguous()).flatten(-2)  # [D, T, 2N]
+        outer, inner = grid(length, many)
+        # conjugates on one side: the real product of (re, im) pairs is then the real part of the complex one
+        fine, end = _powers(step.conj().resolve_conj(), inner, coef.dtype)  # [D, T, N]
+        turns, _ = _powers(end.conj().resolve_conj(), outer, coef.dtype)  # [D, I, N]
+        coarse = (coef.transpose(0, 1)[:, :, None] * turns[:, None]).flatten(1, 2)  # [D, K I, N]
+        left, right = (torch.view_as_real(part.contiguous()).flatten(-2) for part in (coarse, fine))
         ctx.sizes = (length, outer, inner)
-        ctx.save_for_backward(log_a, coef, turns, left, right)
+        ctx.save_for_backward(step, coef, turns, left, right)
         y = torch.bmm(left, right.transpose(1, 2)).mul_(2)  # [D, K I, T]
         return y.view(channels, many, -1).transpose(0, 1)[..., :length]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        log_a, coef, turns, left, right = ctx.saved_tensors
+        step, coef, turns, left, right = ctx.saved_tensors
         many, channels, modes = coef.shape
         length, outer, inner = ctx.sizes
-        g = nn.functional.pad(g.transpose(0, 1), (0, outer * inner - length)).reshape(channels, many * outer, inner)
+        g = g.transpose(0, 1)
+        if outer * inner > length:
+            g = nn.functional.pad(g, (0, outer * inner - length))
+        g = g.reshape(channels, many * outer, inner)
+        pairs = lambda t: torch.view_as_complex(t.unflatten(-1, (modes, 2)))
         with torch.autocast(g.device.type, enabled=False):
-            dleft = torch.view_as_complex(torch.bmm(g, right).mul_(2).unflatten(-1, (modes, 2)))  # [D, K I, N]
-            dright = torch.view_as_complex(torch.bmm(g.transpose(1, 2), left).mul_(2).unflatten(-1, (modes, 2)))
-        steps = torch.arange(inner, device=g.device, dtype=g.dtype)
-        along = torch.view_as_complex(right.unflatten(-1, (modes, 2)))  # conj(fine)
-        dlog = (dright.conj() * along * steps[:, None]).sum(1)
-        dleft = dleft.unflatten(1, (many, outer))
-        dcoef = torch.einsum("dkin,dni->kdn", dleft, turns.conj())
-        coarse = torch.view_as_complex(left.unflatten(-1, (modes, 2))).unflatten(1, (many, outer))
-        steps = torch.arange(outer, device=g.device, dtype=g.dtype) * inner
-        dlog = dlog + (dleft * coarse.conj() * steps[:, None]).sum((1, 2))
-        return dlog.to(log_a.dtype), dcoef, None
+            along = pairs(torch.bmm(g.transpose(1, 2), left))  # [D, T, N]
+            along = along.conj_physical_().mul_(pairs(right))
+            across = pairs(torch.bmm(g, right)).unflatten(1, (many, outer))  # [D, K, I, N]
+            across = across.mul_(turns.conj_physical()[:, None])
+            times = torch.arange(max(inner, outer), device=g.device, dtype=g.dtype) * 2
+            sums = torch.stack([torch.full_like(times[:outer], 2), times[:outer] * inner])
+            fine = torch.matmul(times[:inner], torch.view_as_real(along).flatten(-2))  # [D, 2N]
+            coarse = torch.matmul(sums, torch.view_as_real(across).flatten(-2))  # [D, K, 2, 2N]
+        dcoef, later = pairs(coarse).unbind(2)
+        dlog = pairs(fine) + (later * coef.transpose(0, 1).conj()).sum(1)
+        return (dlog / step.conj()).to(step.dtype), dcoef.transpose(0, 1), None
 
 
-def diag_final(log_a: Tensor, u: Tensor, h: Tensor, count: Tensor | None) -> Tensor:
+def diag_final(step: Tensor, u: Tensor, h: Tensor, count: Tensor | None) -> Tensor:
     """The state after u [B, D, L] (its first `count` places, where given), from state h [B, D, N] complex."""
     batch, channels, length = u.shape
-    outer, inner = _grid(length)
+    outer, inner = grid(length)
     u = nn.functional.pad(right_align(u, count), (outer * inner - length, 0))
     u = u.view(batch, channels, outer, inner).transpose(0, 1).reshape(channels, batch * outer, inner)
-    fine = _powers(log_a, inner, 1, h.dtype).flip(-1).transpose(1, 2)  # [D, T, N]
-    part = u @ torch.cat([fine.real, fine.imag], dim=-1)  # [D, B·I, 2N]
-    modes = h.shape[-1]
-    ends = torch.complex(part[..., :modes], part[..., modes:]).view(channels, batch, outer, modes)
-    coarse = _powers(log_a, outer, inner, h.dtype).flip(-1).transpose(1, 2)  # [D, I, N]
+    fine, end = _powers(step, inner, h.dtype)
+    fine = torch.view_as_real(fine.flip(1)).flatten(-2)  # [D, T, 2N]
+    ends = torch.view_as_complex((u @ fine).unflatten(-1, (-1, 2))).view(channels, batch, outer, -1)
+    coarse = _powers(end, outer, h.dtype)[0].flip(1)  # [D, I, N]
     total = (ends * coarse[:, None]).sum(2).transpose(0, 1)  # [B, D, N]
     tokens = torch.full((batch,), length, device=u.device) if count is None else count
-    return total + h * torch.exp(log_a * tokens[:, None, None]).to(h.dtype)
+    for bit in range(length.bit_length()):
+        h = torch.where((tokens >> bit & 1).bool()[:, None, None], h * step.to(h.dtype), h)
+        step = step * step
+    return total + h
 
 
 class DiagonalSSM(nn.Module):
@@ -190,25 +202,25 @@ class DiagonalSSM(nn.Module):
         self.b = nn.Parameter(torch.tensor([1.0, 0.0]).expand(channels, modes, 2).clone()) if input_vector else None
 
     def discrete(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """(log a [D, N], output weights [kernels, D, N]) with a the modes' step; weights complex of *dtype*."""
+        """(step [D, N] of the modes, output weights [kernels, D, N]); weights complex of *dtype*."""
         exact = exact_dtype(self.log_dt.device)
         a = torch.complex(-self.a_real.to(exact).exp(), self.a_imag.to(exact))
         dt = self.log_dt.to(exact).exp()[:, None]
         if self.disc == "zoh":
-            log_a = a * dt
-            gain = (log_a.exp() - 1) / a
+            step = (a * dt).exp()
+            gain = (step - 1) / a
         else:
-            log_a = ((1 + a * dt / 2) / (1 - a * dt / 2)).log()
-            gain = dt / (1 - a * dt / 2)
+            half = 1 / (1 - a * (dt / 2))
+            step = 2 * half - 1
+            gain = dt * half
         weights = torch.view_as_complex(self.c.to(exact).contiguous()) * gain
         if self.b is not None:
             weights = weights * torch.view_as_complex(self.b.to(exact).contiguous())
-        return log_a, weights.to(complex_of(dtype))
+        return step, weights.to(complex_of(dtype))
 
     def kernel(self, length: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Convolution kernels [kernels, D, length]."""
-        log_a, weights = self.discrete(dtype)
-        return diag_sequence(log_a, weights, length)
+        return diag_sequence(*self.discrete(dtype), length)
 
     def init_state(self, batch: int, device: torch.device | str, dtype: torch.dtype) -> SSMState:
         """The empty state [B, D, N]."""
@@ -216,15 +228,15 @@ class DiagonalSSM(nn.Module):
 
     def advance(self, u: Tensor, state: SSMState, count: Tensor | None) -> tuple[Tensor, SSMState]:
         """Continue over u [B, D, L]: ([B, kernels, D, L], the state after the first `count` places)."""
-        log_a, weights = remembered(self, u.dtype, lambda: self.discrete(u.dtype))
-        h, kernels = state.h, len(weights)
+        step, weights = remembered(self, u.dtype, lambda: self.discrete(u.dtype))
+        h, kernels, rounded = state.h, len(weights), step.to(complex_of(u.dtype))
         if u.shape[-1] == 1 and count is None:
-            h = h * log_a.exp().to(h.dtype) + u
+            h = h * rounded + u
             return 2 * (weights * h[:, None]).sum(-1, keepdim=True).real, SSMState(h)
-        memory = diag_sequence(log_a, weights * log_a.exp().to(h.dtype) * h[:, None], u.shape[-1])
-        kernel = diag_sequence(log_a, weights, u.shape[-1])
+        memory = diag_sequence(step, weights * rounded * h[:, None], u.shape[-1])
+        kernel = diag_sequence(step, weights, u.shape[-1])
         y = torch.stack([long_conv(u, kernel[k]) for k in range(kernels)], dim=1) + memory
-        return y, SSMState(diag_final(log_a, u, h, count))
+        return y, SSMState(diag_final(step, u, h, count))
 
     def input_gain(self) -> Tensor:
         """[D, N] complex: what a state with B and the discretisation folded in (the official layout) is times ours."""
@@ -237,66 +249,3 @@ class DiagonalSSM(nn.Module):
     def own_parameters(self) -> list[nn.Parameter]:
         """What must not decay: step sizes, modes and input vectors."""
         return [p for p in (self.log_dt, self.a_real, self.a_imag, self.b) if p is not None]
-
-
-def dense_powers(a: Tensor, v: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """[v, A v, A² v, ...] [..., H, N, count'] and A^count' for a [H, N, N], v [..., H, N].
-
-    count' is the power of two at or above *count*.
-    """
-    columns, power = v[..., None], a
-    while columns.shape[-1] < count:
-        columns = torch.cat([columns, power @ columns], dim=-1)
-        power = power @ power
-    return columns, power
-
-
-def dense_kernel(a: Tensor, b: Tensor, c: Tensor, length: int) -> Tensor:
-    """C A^t B for t = 0 .. length-1: a [H, N, N], b [H, N], c [K, H, N] -> [K, H, length]."""
-    outer, inner = _grid(length)
-    columns, power = dense_powers(a, b, inner)  # [H, N, T], A^T
-    rows, _ = dense_powers(power.transpose(1, 2), c, outer)  # [K, H, N, I]
-    return (rows[..., :outer].transpose(-1, -2) @ columns).flatten(-2)[..., :length]
-
-
-def dense_scan(
-    a: Tensor, b: Tensor, c: Tensor, u: Tensor, h: Tensor, count: Tensor | None, block: int = 64
-) -> tuple[Tensor, Tensor]:
-    """Continue a dense state space over u [B, H, L] from h [B, H, N], a block at a time; c is [K, H, N].
-
-    Returns:
-        y [B, K, H, L] and the state after the first `count` places of each row (all, if None).
-    """
-    batch, _, length = u.shape
-    block = min(block, 1 << max(0, (length - 1).bit_length()))
-    columns, power = dense_powers(a, b, block)  # [H, N, T], A^T
-    kernel = torch.einsum("khn,hnt->kht", c, columns)
-    lag = torch.arange(block, device=u.device)
-    lag = lag[:, None] - lag
-    zero = torch.zeros((), dtype=u.dtype, device=u.device)
-    toeplitz = torch.where(lag >= 0, kernel[..., lag.clamp_min(0)], zero)  # [K, H, T, T]
-    reach, _ = dense_powers(a.transpose(1, 2), torch.einsum("khn,hnm->khm", c, a), block)  # [K, H, N, T]: C A^(t+1)
-    taken = columns.flip(-1)  # [H, N, T]: A^(T-1-t) B
-
-    def advance(part: Tensor, state: Tensor) -> Tensor:
-        return torch.einsum("hmn,bhn->bhm", power, state) + torch.einsum("hnt,bht->bhn", taken, part)
-
-    padding = -length % block
-    outputs, state = [], h
-    for part in nn.functional.pad(u, (0, padding)).split(block, dim=-1):
-        outputs.append(torch.einsum("khts,bhs->bkht", toeplitz, part) + torch.einsum("khnt,bhn->bkht", reach, state))
-        state = advance(part, state)
-    y = torch.cat(outputs, dim=-1)[..., :length]
-    if count is None and padding == 0:
-        return y, state
-    # zeros before the real inputs leave an empty state empty; what the old state becomes is added apart
-    end = torch.zeros_like(h)
-    for part in nn.functional.pad(right_align(u, count), (padding, 0)).split(block, dim=-1):
-        end = advance(part, end)
-    tokens = torch.full((batch,), length, device=u.device) if count is None else count
-    square = a
-    for bit in range(length.bit_length()):
-        moved = torch.einsum("hmn,bhn->bhm", square, h)
-        h = torch.where((tokens >> bit & 1).bool()[:, None, None], moved, h)
-        square = square @ square
-    return y, end + h

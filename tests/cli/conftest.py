@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 import zoo.hub.artifact as artifact
+from zoo import catalogue
 from zoo.cli.main import main
+from zoo.config import from_dict, resolve
+from zoo.hub.families import FAMILIES
 from zoo.models.dnabert2 import DNABERT2, DNABERT2Config
 from zoo.models.generator import GENERator, GENERatorConfig
 from zoo.models.hyenadna import HyenaDNA, HyenaDNAConfig
@@ -91,3 +94,40 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         outputs = {"classes": ["no", "yes"], "task_kind": "multiclass"} if name == "classes" else {}
         artifact.save(model, place / name, tokenizer=tokenizer, **outputs)
     return {name: place / name for name in made}
+
+
+def small(family: str, **changes: Any) -> torch.nn.Module:
+    target = catalogue.MODELS[family]
+    torch.manual_seed(0)
+    config = from_dict(resolve(catalogue.schema_target(target)), {**FAMILIES[family].tiny, **changes})
+    return resolve(target)(config).eval()
+
+
+@pytest.fixture(scope="session")
+def visual(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny artifacts of pictures, clips and questions."""
+    place = tmp_path_factory.mktemp("visual")
+    made: dict[str, Path] = {}
+    for family in ("titok", "flextok", "flextok_vae", "seed", "nbp_tokenizer"):
+        more = {"preprocess": {"size": 16}} if family == "flextok_vae" else {}
+        model = small(family, **more)
+        with torch.no_grad():  # gates that begin at zero would hide the tokens from the decoder
+            for parameter in model.parameters() if family == "flextok" else ():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        made[family] = artifact.save(model, place / family)
+    tokens = {"visual_tokenizer": str(made["titok"]), "classes": ["cat", "dog", "owl"]}
+    generator = small("maskgit", codes=16, length=4)
+    made["maskgit"] = artifact.save(generator, place / "maskgit", run={"data": tokens})
+    made["rar"] = artifact.save(small("rar", codes=16, length=4), place / "rar", run={"data": tokens})
+    clips = {"video_vocab": 64000, "grid": [2, 2, 2]}
+    made["nbp"] = artifact.save(
+        small("nbp", **clips), place / "nbp", run={"data": {"visual_tokenizer": str(made["nbp_tokenizer"])}}
+    )
+    made["nbp_class"] = artifact.save(
+        small("nbp", **clips, hybrid=True, cond_vocab=2, cond_tokens=1), place / "nbp_class",
+        run={"data": {"visual_tokenizer": str(made["nbp_tokenizer"]), "classes": ["walk", "run"]}},
+    )  # fmt: skip
+    words = build({"name": "word", "words": ["?", "what", "color", "is", "it", "red", "blue"]})
+    decoder = {**FAMILIES["mqt"].tiny["lm"], "vocab_size": words.vocab_size}
+    made["mqt"] = artifact.save(small("mqt", lm=decoder), place / "mqt", tokenizer=words)
+    return made

@@ -41,7 +41,8 @@ complete -c zoo -a '(__zoo_words)'
 }
 RECIPE = ("train", "finetune", "validate", "sweep")  # commands whose first word is a recipe
 MODEL = ("pull", "info", "export")
-ARTIFACT = ("push", "eval", "predict", "score", "embed", "variants", "verify", "plot")  # whose first word is a folder
+# whose first word is a folder
+ARTIFACT = ("push", "eval", "predict", "score", "embed", "variants", "verify", "plot", "demo")
 
 
 def parser() -> Parser:

@@ -30,6 +30,7 @@ COMMANDS = {
     "tokenize": ("zoo.cli.tokenize", "pictures to ids"),
     "detokenize": ("zoo.cli.detokenize", "ids to pictures"),
     "reconstruct": ("zoo.cli.reconstruct", "a sheet of pictures beside what a visual tokenizer makes of them"),
+    "demo": ("zoo.cli.demo", "try a model on a small local web page"),
     "verify": ("zoo.cli.verify", "replay parity cases or an artifact's own and compare number for number"),
     "convert": ("zoo.cli.convert", "turn a file of official weights into an artifact"),
     "push": ("zoo.cli.push", "publish an artifact on the Hub"),

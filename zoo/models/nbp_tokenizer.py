@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.config import config
-from zoo.models.video import VideoModel
-from zoo.models.visual import Reconstruction
+from zoo.models.video import ConvVideoModel
 from zoo.nn.codebook import Quantized
 from zoo.nn.conv3d import CausalConv3d, DepthToSpace, FrameGroupNorm, ResidualUnit3d, Swish
 from zoo.nn.fsq import FSQ, FSQConfig
@@ -65,7 +64,7 @@ class ProjectedFSQ(nn.Module):
         return self.project_out(self.fsq.lookup(ids))
 
 
-class NBPTokenizer(VideoModel):
+class NBPTokenizer(ConvVideoModel):
     """Clips [B, 3, 1 + 4n, 8h, 8w] in [0, 1] <-> ids [B, 1 + n, h, w]."""
 
     factor = (4, 8, 8)
@@ -95,30 +94,11 @@ class NBPTokenizer(VideoModel):
         clip, side = self.decoder(codes), self.config.patch
         return F.pixel_shuffle(clip.transpose(1, 2), side).transpose(1, 2) if side > 1 else clip
 
-    def forward(self, clip: Tensor) -> Reconstruction:
-        """Training form.
-
-        Raises:
-            ZooError: a clip whose sizes the factors do not divide.
-        """
-        self.check_clip(clip)
-        z = self.to_latent(clip)
-        result = self.quantizer(z.movedim(1, -1))
-        output = self.from_codes(result.codes.movedim(-1, 1).to(z.dtype))
-        return Reconstruction(output, result.ids, result.loss, result.parts)
-
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """[B, 3, T, H, W] in [0, 1] -> [B, T', H', W'] int64."""
         self.check_clip(pixels)
         return self.quantizer(self.to_latent(pixels).movedim(1, -1)).ids
-
-    @torch.no_grad()
-    def decode(self, ids: Tensor) -> Tensor:
-        """[B, T', H', W'] -> [B, 3, T, H, W], nominally in [0, 1], unclamped."""
-        self.check_ids(ids)
-        dtype = next(self.decoder.parameters()).dtype
-        return self.from_codes(self.quantizer.lookup(ids).movedim(-1, 1).to(dtype))
 
 
 def _units(inner: int, outer: int, count: int, groups: int) -> list[nn.Module]:

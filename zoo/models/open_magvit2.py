@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.config import config
-from zoo.models.video import VideoModel
-from zoo.models.visual import Reconstruction
+from zoo.models.video import ConvVideoModel
 from zoo.nn.conv3d import CausalConv3d, DepthToSpace
 from zoo.nn.lfq import LFQ, LFQConfig
 
@@ -163,7 +162,7 @@ class MagvitDecoder(nn.Module):
         return self.end(F.silu(self.norm(x)))
 
 
-class OpenMAGVIT2(VideoModel):
+class OpenMAGVIT2(ConvVideoModel):
     """Clips [B, 3, T, H, W] in [0, 1] <-> ids [B, T', H', W']; every halving of T frames leaves (T + 1) // 2."""
 
     span = (-1.0, 1.0)
@@ -183,17 +182,11 @@ class OpenMAGVIT2(VideoModel):
         """Weights of the last convolution, which an adaptive adversarial weight looks at."""
         return self.decoder.end.conv.weight  # type: ignore[union-attr, return-value]
 
-    def forward(self, clip: Tensor) -> Reconstruction:
-        """Training form.
+    def to_latent(self, clip: Tensor) -> Tensor:
+        return self.encoder(clip)
 
-        Raises:
-            ZooError: a clip whose sizes the factors do not divide.
-        """
-        self.check_clip(clip)
-        z = self.encoder(self.normalized(clip))
-        result = self.quantizer(z.movedim(1, -1))
-        output = self.pixels(self.decoder(result.codes.movedim(-1, 1).to(z.dtype)))
-        return Reconstruction(output, result.ids, result.loss, result.parts)
+    def from_codes(self, codes: Tensor) -> Tensor:
+        return self.decoder(codes)
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
@@ -201,10 +194,3 @@ class OpenMAGVIT2(VideoModel):
         self.check_clip(pixels)
         bits = self.encoder(self.normalized(pixels)).movedim(1, -1) > 0
         return (bits * self.quantizer.basis).sum(-1)
-
-    @torch.no_grad()
-    def decode(self, ids: Tensor) -> Tensor:
-        """[B, T', H', W'] -> [B, 3, T, H, W], nominally in [0, 1], unclamped."""
-        self.check_ids(ids)
-        dtype = next(self.decoder.parameters()).dtype
-        return self.pixels(self.decoder(self.quantizer.lookup(ids).movedim(-1, 1).to(dtype)))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.errors import ZooError
-from zoo.models.visual import VisualModel
+from zoo.models.visual import Reconstruction, VisualModel
 
 
 class VideoModel(VisualModel):
@@ -64,3 +64,39 @@ class VideoModel(VisualModel):
         t, h, w = self.factor
         size = (1, 3, t + 1 if self.lone_first else 2 * t, 2 * h, 2 * w)
         return {"clip": torch.rand(size, generator=torch.Generator().manual_seed(20))}
+
+
+class ConvVideoModel(VideoModel):
+    """An encoder, a quantizer of the vectors at its places, and a decoder, all between clips and latents
+    [B, D, T', H', W'] on the network's own scale.
+    """
+
+    quantizer: Any
+    decoder: nn.Module
+
+    def to_latent(self, clip: Tensor) -> Tensor:
+        """[B, 3, T, H, W] -> [B, D, T', H', W'] before quantization."""
+        raise NotImplementedError
+
+    def from_codes(self, codes: Tensor) -> Tensor:
+        """[B, D, T', H', W'] -> [B, 3, T, H, W]."""
+        raise NotImplementedError
+
+    def forward(self, clip: Tensor) -> Reconstruction:
+        """Training form.
+
+        Raises:
+            ZooError: a clip whose sizes the factors do not divide.
+        """
+        self.check_clip(clip)
+        z = self.to_latent(self.normalized(clip))
+        result = self.quantizer(z.movedim(1, -1))
+        output = self.pixels(self.from_codes(result.codes.movedim(-1, 1).to(z.dtype)))
+        return Reconstruction(output, result.ids, result.loss, result.parts)
+
+    @torch.no_grad()
+    def decode(self, ids: Tensor) -> Tensor:
+        """[B, T', H', W'] -> [B, 3, T, H, W], nominally in [0, 1], unclamped."""
+        self.check_ids(ids)
+        dtype = next(self.decoder.parameters()).dtype
+        return self.pixels(self.from_codes(self.quantizer.lookup(ids).movedim(-1, 1).to(dtype)))

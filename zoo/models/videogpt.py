@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.config import config
-from zoo.models.video import VideoModel
-from zoo.models.visual import Reconstruction
+from zoo.models.video import ConvVideoModel
 from zoo.nn.vq import VectorQuantizer, VectorQuantizerConfig
 
 
@@ -135,7 +134,7 @@ class Trunk(nn.Module):
         return F.relu(self.norm(x))
 
 
-class VideoGPT(VideoModel):
+class VideoGPT(ConvVideoModel):
     """Clips [B, 3, T, H, W] in [0, 1] <-> ids [B, T / t, H / h, W / w]."""
 
     span = (-0.5, 0.5)
@@ -172,18 +171,6 @@ class VideoGPT(VideoModel):
             x = conv(x) if i == len(self.up) - 1 else F.relu(conv(x))
         return x
 
-    def forward(self, clip: Tensor) -> Reconstruction:
-        """Training form.
-
-        Raises:
-            ZooError: a clip whose sizes the factors do not divide.
-        """
-        self.check_clip(clip)
-        z = self.to_latent(self.normalized(clip))
-        result = self.quantizer(z.movedim(1, -1))
-        output = self.pixels(self.from_codes(result.codes.movedim(-1, 1).to(z.dtype)))
-        return Reconstruction(output, result.ids, result.loss, result.parts)
-
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """[B, 3, T, H, W] in [0, 1] -> [B, T', H', W'] int64."""
@@ -191,9 +178,3 @@ class VideoGPT(VideoModel):
         z = self.to_latent(self.normalized(pixels)).movedim(1, -1).float()
         ids = self.quantizer.nearest(z.flatten(0, 3), self.quantizer.embedding.weight.float())
         return ids.reshape(z.shape[:-1])
-
-    @torch.no_grad()
-    def decode(self, ids: Tensor) -> Tensor:
-        """[B, T', H', W'] -> [B, 3, T, H, W], nominally in [0, 1], unclamped."""
-        self.check_ids(ids)
-        return self.pixels(self.from_codes(self.quantizer.lookup(ids).movedim(-1, 1)))

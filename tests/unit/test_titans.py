@@ -11,21 +11,44 @@ from torch import Tensor
 from zoo.convert.titans import config_from_official, to_official, to_zoo
 from zoo.errors import ConfigError, ZooError
 from zoo.nn.layout import CAUSAL
-from zoo.nn.memory import NeuralMemory, NeuralMemoryConfig, memory_gradient, memory_network
+from zoo.nn.memory import NeuralMemory, NeuralMemoryConfig, memory_network
+from zoo.nn.recall import answers, apart, surprises
 from zoo.nn.titans import Titans, TitansConfig, WindowAttention
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_surprise_is_the_gradient_of_the_recall_loss(depth: int) -> None:
-    sizes = [4, *[6] * (depth - 1), 4]
-    weights = [torch.randn(4, dtype=torch.float64)]
-    weights += [torch.randn(a, b, dtype=torch.float64) for a, b in itertools.pairwise(sizes)]
-    k, v = torch.randn(2, 5, 4, dtype=torch.float64)
-    rate = torch.rand(5, dtype=torch.float64)
-    leaves = [w.clone().requires_grad_() for w in weights]
-    loss = (rate * (memory_network(k, leaves) - v).square().mean(-1)).sum()
-    for ours, theirs in zip(memory_gradient(k, v, rate, weights), torch.autograd.grad(loss, leaves), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+def test_surprises_and_answers_are_those_of_the_network(depth: int) -> None:
+    sizes = tuple(itertools.pairwise([4, *[6] * (depth - 1), 4]))
+    networks, chunks = 2, 3
+    k, v = (torch.randn(networks, chunks, 5, 4, dtype=torch.float64) for _ in range(2))
+    rate = torch.rand(networks, chunks, 5, dtype=torch.float64)
+    flat = torch.randn(networks, 4 + sum(a * b for a, b in sizes), dtype=torch.float64)
+    inputs = [t.requires_grad_() for t in (k, v, rate, flat)]
+
+    def recall_loss(row: Tensor, n: int, m: int) -> Tensor:
+        gain, *matrices = apart(row[None], sizes)
+        error = memory_network(k[n, m], [gain[0, 0], *(w[0] for w in matrices)]) - v[n, m]
+        return (rate[n, m] * error.square().mean(-1)).sum()
+
+    rows = [[flat[n] * 1 for _ in range(chunks)] for n in range(networks)]
+    wanted = torch.stack(
+        [
+            torch.stack(
+                [torch.autograd.grad(recall_loss(row, n, m), row, create_graph=True)[0] for m, row in enumerate(part)]
+            )
+            for n, part in enumerate(rows)
+        ]
+    )
+    given = surprises(*inputs, sizes)
+    torch.testing.assert_close(given, wanted, rtol=1e-9, atol=1e-11)
+    weight = torch.randn_like(given)
+    theirs = torch.autograd.grad((wanted * weight).sum(), inputs)
+    for a, b in zip(torch.autograd.grad((given * weight).sum(), inputs), theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+    q = k[:, 0].detach().requires_grad_()
+    gain, *matrices = apart(flat.detach(), sizes)
+    torch.testing.assert_close(answers(q, flat, sizes), memory_network(q, [gain[:, 0], *matrices]))
+    assert torch.autograd.gradcheck(lambda *t: answers(*t, sizes), (q, flat.detach().requires_grad_()))
 
 
 def definition(layer: NeuralMemory, x: Tensor) -> Tensor:

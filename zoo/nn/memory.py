@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from zoo.config import config
 from zoo.errors import ConfigError
 from zoo.nn.mixer import Cost, MixerInfo
+from zoo.nn.norm import rms_unit
+from zoo.nn.recall import answers, apart, surprises
 from zoo.nn.rows import RowMixer
 from zoo.nn.ssm import work_dtype
 from zoo.nn.state import State
 
-_SPAN = 8  # chunks whose updated weights exist at once in training
+_SPAN = 4096  # tokens of a span: their products are large enough, and their weights' updates few enough
+_CHUNKS = 16  # chunks of a span, whose updated weights exist at once in training
+_KEPT = 8192  # tokens up to which training keeps all spans; those of longer sequences are computed again
 Weights = list[Tensor]  # gain [..., dh], then one matrix a layer
 
 
@@ -71,54 +73,14 @@ class MemoryState(State):
 
 
 def memory_network(x: Tensor, weights: Weights) -> Tensor:
-    """x + LayerNorm(MLP(x)) · (1 + gain): x [..., C, d] with weights of the same leading axes."""
+    """x + LayerNorm(MLP(x)) · (1 + gain): x [..., C, d] with weights of the same leading axes.
+
+    The definition that `zoo.nn.recall` computes, and its tests' oracle.
+    """
     h = x
     for i, matrix in enumerate(weights[1:]):
         h = (F.gelu(h) if i else h) @ matrix
     return F.layer_norm(h, h.shape[-1:]) * (weights[0] + 1)[..., None, :] + x
-
-
-def memory_gradient(k: Tensor, v: Tensor, rate: Tensor, weights: Weights) -> Weights:
-    """Gradient in the weights of sum_c rate_c mean_d (network(k_c) - v_c)²: k, v [..., C, d], rate [..., C].
-
-    Written out, so that training differentiates it once more like any other function.
-    """
-    inputs, before, h = [], [], k
-    for i, matrix in enumerate(weights[1:]):
-        inputs.append(F.gelu(h) if i else h)
-        before.append(h)
-        h = inputs[-1] @ matrix
-    centred = h - h.mean(-1, keepdim=True)
-    scale = torch.rsqrt(centred.square().mean(-1, keepdim=True) + 1e-5)
-    unit = centred * scale
-    error = unit * (weights[0] + 1)[..., None, :] + k - v
-    delta = error * rate[..., None] * (2 / k.shape[-1])
-    grads = [(delta * unit).sum(-2)]
-    delta = delta * (weights[0] + 1)[..., None, :]
-    delta = scale * (delta - delta.mean(-1, keepdim=True) - unit * (delta * unit).mean(-1, keepdim=True))
-    matrices: Weights = []
-    for i in reversed(range(len(inputs))):
-        matrices.append(inputs[i].transpose(-1, -2) @ delta)
-        if i:
-            delta = _GeluSlope.apply(delta @ weights[i + 1].transpose(-1, -2), before[i])
-    return grads + matrices[::-1]
-
-
-class _GeluSlope(torch.autograd.Function):
-    """delta · gelu'(z). Training differentiates it: gelu''(z) = (2 - z²) exp(-z²/2) / sqrt(2 π)."""
-
-    @staticmethod
-    def forward(ctx: Any, delta: Tensor, z: Tensor) -> Tensor:
-        ctx.save_for_backward(delta, z)
-        return torch.ops.aten.gelu_backward(delta, z)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
-        delta, z = ctx.saved_tensors
-        square = z * z
-        dz = (2 - square).mul_(square.mul_(-0.5).exp_()).mul_(delta).mul_(g).mul_((2 * torch.pi) ** -0.5)
-        return torch.ops.aten.gelu_backward(g, z), dz
 
 
 class NeuralMemory(RowMixer):
@@ -145,12 +107,12 @@ class NeuralMemory(RowMixer):
             raise ConfigError(f"a neural memory of one head has the width of the model, {d_model}, not {width}")
         self.width = width
         hidden = int(width * config.expansion)
-        sizes = [width, *[hidden] * (config.depth - 1), width]
+        self.sizes = tuple(itertools.pairwise([width, *[hidden] * (config.depth - 1), width]))
         self.retrieve_norm, self.store_norm = nn.RMSNorm(d_model), nn.RMSNorm(d_model)
         self.q_norm = nn.Parameter(torch.zeros(heads, 1, width)) if config.qk_norm else None
         self.k_norm = nn.Parameter(torch.zeros(heads, 1, width)) if config.qk_norm else None
         self.memory = nn.ParameterList([nn.Parameter(torch.zeros(heads, width))])
-        for a, b in itertools.pairwise(sizes):
+        for a, b in self.sizes:
             matrix = torch.empty(a, b)
             nn.init.xavier_uniform_(matrix)
             self.memory.append(nn.Parameter(matrix.repeat(heads, 1, 1)))
@@ -182,10 +144,12 @@ class NeuralMemory(RowMixer):
         """Rows x [B, L, D], beginning at a chunk's border, of which `total` [B] places are real (all, if *alike*)."""
         chunk, length = self.config.chunk, x.shape[1]
         chunks = -(-length // chunk)
-        x = F.pad(x, (0, 0, 0, chunks * chunk - length))
-        span = 1 if self.config.refresh else _SPAN
+        if chunks * chunk > length:
+            x = F.pad(x, (0, 0, 0, chunks * chunk - length))
+        span = 1 if self.config.refresh else max(1, min(_CHUNKS, _SPAN // chunk))
         done = state.seen // chunk  # chunks completed before
-        weights, momentum, base = state.weights, state.momentum, state.base
+        weights = self._flat(state.weights)
+        momentum, base = [self._flat(one) for one in state.momentum], self._flat(state.base) if state.base else None
         parts = []
         for start in range(0, chunks, span):
             stop = min(start + span, chunks)
@@ -193,41 +157,54 @@ class NeuralMemory(RowMixer):
             whole = torch.arange(start + 1, stop + 1, device=x.device) <= (total // chunk)[:, None]  # [B, n]
             full = alike and stop * chunk <= length  # known without looking
             inputs = (part, None if full else whole, weights, momentum, base)
-            if torch.is_grad_enabled() and chunks > span:
+            if torch.is_grad_enabled() and chunks * chunk > _KEPT and chunks > span:
                 y, weights, momentum = checkpoint(self._span, *inputs, use_reentrant=False)
             else:
                 y, weights, momentum = self._span(*inputs)
             parts.append(y)
-            if self.config.refresh:
+            if base is not None:
                 due = whole[:, 0] & ((done + start + 1) % self.config.refresh == 0)
-                base = [torch.where(_like(due, old), new, old) for old, new in zip(base, weights, strict=True)]
-        return torch.cat(parts, 1)[:, :length], weights, momentum, base
+                base = torch.where(due[:, None, None], weights, base)
+        y = (parts[0] if len(parts) == 1 else torch.cat(parts, 1))[:, :length]
+        return (
+            y,
+            self._apart(weights),
+            [self._apart(one) for one in momentum],
+            [] if base is None else self._apart(base),
+        )
 
     def _span(
-        self, x: Tensor, whole: Tensor | None, weights: Weights, momentum: list[Weights], base: Weights
-    ) -> tuple[Tensor, Weights, list[Weights]]:
-        """Whole chunks x [B, n·C, D]; those not `whole` [B, n] (None: all are) leave the weights as they are."""
-        chunk, heads = self.config.chunk, self.config.heads
+        self, x: Tensor, whole: Tensor | None, weights: Tensor, momentum: list[Tensor], base: Tensor | None
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Whole chunks x [B, n·C, D]; those not `whole` [B, n] (None: all are) leave the weights [B, H, P] alone."""
+        chunk, heads, batch = self.config.chunk, self.config.heads, x.shape[0]
         n = x.shape[1] // chunk
         with torch.autocast(x.device.type, enabled=False):
-            x = x.to(weights[0].dtype)
-            stored = self._norm(x, self.store_norm)
-            k, v = (self._heads(self._linear(stored, proj), n) for proj in (self.k_proj, self.v_proj))
+            x = x.to(weights.dtype)
+            unit = rms_unit(x, self._eps(x))
+            # both norms differ in their weights alone, which the projections take over: one product for all of them
+            stored, read = self.store_norm.weight.to(x.dtype), self.retrieve_norm.weight.to(x.dtype)
+            kinds = [(self.k_proj, stored), (self.v_proj, stored), (self.step_size, stored), (self.q_proj, read)]
+            k, v, rate, q, *gate = self._together(unit, kinds if self.gate is None else [*kinds, (self.gate, read)])
+            k, v, rate = (self._networks(t.unflatten(-1, (heads, -1)), n, base) for t in (k, v, rate))
             if self.k_norm is not None:
-                k = self._head_norm(k, self.k_norm)
-            rate = self._linear(stored, self.step_size).sigmoid() * self.config.max_lr  # [B, L, H]
-            rate = rate.unflatten(1, (n, chunk)).permute(0, 3, 1, 2)  # [B, H, n, C]
-            pooled = stored.unflatten(1, (n, chunk)).mean(2)
-            keep = 1 - self._linear(pooled, self.decay).sigmoid()  # [B, n, H]
-            eta = self._linear(pooled, self.momentum).sigmoid().unflatten(-1, (heads, -1))  # [B, n, H, orders]
-            at = [w[:, :, None] for w in base] if base else [w.to(x.dtype)[None, :, None] for w in self.memory]
-            # all weights of a memory side by side: a chunk's update is a few operations
-            slope = torch.cat([g.flatten(3) for g in memory_gradient(k, v, rate, at)], -1)  # [B, H, n, P]
-            now = torch.cat([w.flatten(2) for w in weights], -1)
-            moving = [torch.cat([m.flatten(2) for m in one], -1) for one in momentum]
-            states = [now]
-            for i in range(n):
-                step, fresh, real = -slope[:, :, i], [], None if whole is None else whole[:, i, None, None]
+                k = self._head_norm(k, self._per_network(self.k_norm, batch, base)[:, None])
+            rate = rate.squeeze(-1)
+            rate = (rate + self._per_network(self.step_size.bias.to(x.dtype)[:, None, None], batch, base)).sigmoid()
+            rate = rate * self.config.max_lr  # [G, M, C]
+            pooled = unit.unflatten(1, (n, chunk)).mean(2)
+            keep, eta = self._together(pooled, [(self.decay, stored), (self.momentum, stored)])
+            keep = 1 - (keep + self.decay.bias.to(x.dtype)).sigmoid()  # [B, n, H]
+            eta = (eta + self.momentum.bias.to(x.dtype)).sigmoid().unflatten(-1, (heads, -1))  # [B, n, H, orders]
+            at = self._flat([w.to(x.dtype) for w in self.memory]) if base is None else base.flatten(0, 1)
+            slope = surprises(k, v, rate, at, self.sizes)  # [G, M, P]
+            if base is None:
+                slope = slope.unflatten(1, (batch, n)).transpose(0, 1)  # [B, H, n, P]
+            else:
+                slope = slope.unflatten(0, (batch, heads))
+            now, moving, states = weights, list(momentum), [weights]
+            for i, gradient in enumerate(slope.unbind(2)):
+                step, fresh, real = -gradient, [], None if whole is None else whole[:, i, None, None]
                 for order, old in enumerate(moving):
                     step = torch.addcmul(step, eta[:, i, :, order, None], old)
                     fresh.append(step)
@@ -235,43 +212,68 @@ class NeuralMemory(RowMixer):
                 now = new if real is None else torch.where(real, new, now)
                 moving = fresh if real is None else [torch.where(real, *p) for p in zip(fresh, moving, strict=True)]
                 states.append(now)
-            y = self.read(x, self._apart(torch.stack(states, 2), weights))
-        return y, self._apart(now, weights), [self._apart(one, weights) for one in moving]
-
-    @staticmethod
-    def _apart(flat: Tensor, like: Weights) -> Weights:
-        """[B, H, ..., P] -> one view [B, H, ..., *] for each weight [B, H, *] of *like*."""
-        parts = flat.split([w[0, 0].numel() for w in like], dim=-1)
-        return [part.unflatten(-1, w.shape[2:]) for part, w in zip(parts, like, strict=True)]
+            y = self._answer(q, gate, states)
+        return y, now, moving
 
     def read(self, x: Tensor, weights: Weights) -> Tensor:
         """Retrieve for x [B, n·C, D] from weights [B, H, n + 1, ...]: the last token of a chunk reads the next ones."""
-        n, length = weights[0].shape[2], x.shape[1]
-        x = F.pad(x, (0, 0, 1, self.config.chunk - 1))
-        read = self._norm(x, self.retrieve_norm)
-        q = self._heads(self._linear(read, self.q_proj), n)
+        unit = rms_unit(x, self._eps(x))
+        norm = self.retrieve_norm.weight.to(x.dtype)
+        kinds = [(self.q_proj, norm)]
+        q, *gate = self._together(unit, kinds if self.gate is None else [*kinds, (self.gate, norm)])
+        return self._answer(q, gate, list(self._flat(weights).unbind(2)))
+
+    def _answer(self, q: Tensor, gate: list[Tensor], states: list[Tensor]) -> Tensor:
+        """Answers to q [B, n·C, H dh] from n + 1 states [B, H, P], of which the last serves the last token alone."""
+        batch, length = q.shape[:2]
+        q = q.unflatten(-1, (self.config.heads, -1)).transpose(1, 2)  # [B, H, L, dh]
         if self.q_norm is not None:
             q = self._head_norm(q, self.q_norm)
-        y = memory_network(q, weights).flatten(2, 3).transpose(1, 2)  # [B, L, H, dh]
-        if self.gate is not None:
-            y = y * self._linear(read, self.gate).sigmoid()[..., None]
-        y = y.flatten(2)[:, 1 : 1 + length]
-        return y if self.out_proj is None else self._linear(y, self.out_proj)
+        flat = torch.stack(states[:-1], 2).flatten(0, 2)  # [B H n, P]
+        chunks = F.pad(q[:, :, :-1], (0, 0, 1, 0)).reshape(len(flat), -1, self.width)
+        most = answers(chunks, flat, self.sizes).view(batch, -1, length, self.width)
+        last = answers(q[:, :, -1:].reshape(-1, 1, self.width), states[-1].flatten(0, 1), self.sizes)
+        y = torch.cat([most[:, :, 1:], last.view(batch, -1, 1, self.width)], 2)
+        if gate:
+            y = y * gate[0].transpose(1, 2).sigmoid()[..., None]
+        y = y.transpose(1, 2).flatten(2)
+        return y if self.out_proj is None else F.linear(y, self.out_proj.weight.to(y.dtype))
 
-    def _heads(self, x: Tensor, n: int) -> Tensor:
-        return x.unflatten(-1, (self.config.heads, -1)).transpose(1, 2).unflatten(2, (n, -1))  # [B, H, n, C, dh]
+    def _networks(self, x: Tensor, n: int, base: Tensor | None) -> Tensor:
+        """[B, n·C, H, d] -> [G, M, C, d]: a network a head for all rows, or one for each row and head (*base*)."""
+        batch, _, heads, width = x.shape
+        if base is None:
+            return x.permute(2, 0, 1, 3).reshape(heads, batch * n, -1, width)
+        return x.transpose(1, 2).reshape(batch * heads, n, -1, width)
 
     @staticmethod
-    def _linear(x: Tensor, layer: nn.Linear) -> Tensor:
-        return F.linear(x, layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype))
+    def _per_network(x: Tensor, batch: int, base: Tensor | None) -> Tensor:
+        """A parameter a head [H, 1, ...] -> [G, 1, ...]."""
+        return x if base is None else x.repeat(batch, *[1] * (x.ndim - 1))
 
     @staticmethod
-    def _norm(x: Tensor, norm: nn.RMSNorm) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], norm.weight.to(x.dtype), norm.eps)
+    def _together(x: Tensor, layers: list[tuple[nn.Linear, Tensor]]) -> list[Tensor]:
+        """Linear maps of x · scale without their biases, each with its scale [D], by one product."""
+        weight = torch.cat([layer.weight.to(x.dtype) * scale for layer, scale in layers])
+        return list(F.linear(x, weight).split([layer.out_features for layer, _ in layers], dim=-1))
+
+    @staticmethod
+    def _flat(weights: Weights) -> Tensor:
+        """Weights [..., *] side by side: [..., P]."""
+        return torch.cat([w.flatten(weights[0].ndim - 1) for w in weights], -1)
+
+    def _apart(self, flat: Tensor) -> Weights:
+        """[B, H, P] -> views [B, H, *]."""
+        gain, *matrices = apart(flat.flatten(0, 1), self.sizes)
+        return [part.unflatten(0, flat.shape[:2]) for part in (gain[:, 0], *matrices)]
+
+    @staticmethod
+    def _eps(x: Tensor) -> float:
+        return torch.finfo(x.dtype).eps
 
     @staticmethod
     def _head_norm(x: Tensor, gain: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:]) * (gain.to(x.dtype) + 1)[None, :, None]
+        return F.rms_norm(x, x.shape[-1:]) * (gain.to(x.dtype) + 1)
 
     def begin(self, batch: int, device: torch.device | str, dtype: torch.dtype) -> MemoryState:
         """The state before any token: the learned initial weights."""
@@ -324,7 +326,3 @@ def rest(rows: Tensor, total: Tensor, chunk: int) -> Tensor:
     inside = (index < total[:, None])[..., None]
     index = index.clamp_max(rows.shape[1] - 1)[..., None].expand(-1, -1, rows.shape[2])
     return rows.gather(1, index).masked_fill(~inside, 0)
-
-
-def _like(a: Tensor, b: Tensor) -> Tensor:
-    return a.reshape(*a.shape, *[1] * (b.ndim - a.ndim))

@@ -17,6 +17,29 @@ def make_norm(kind: str, width: int, eps: float) -> nn.Module:
     return NORMS[kind](width, eps=eps)
 
 
+def rms_unit(x: Tensor, eps: float) -> Tensor:
+    """x over its root mean square along the last axis: RMSNorm without weights."""
+    return _RMSUnit.apply(x, eps)
+
+
+class _RMSUnit(torch.autograd.Function):
+    """Two passes over x, and four in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
+        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        unit = x * scale
+        ctx.save_for_backward(unit, scale)
+        return unit
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        unit, scale = ctx.saved_tensors
+        mean = (g * unit).mean(-1, keepdim=True)
+        return torch.addcmul(g, unit, mean, value=-1).mul_(scale), None
+
+
 def gated_norm(y: Tensor, gate: Tensor, weight: Tensor, groups: int, eps: float) -> Tensor:
     """RMSNorm(y · SiLU(gate)) · weight over each of *groups* equal parts of the last axis; all [..., D], weight [D]."""
     return _GatedNorm.apply(y, gate, weight, groups, eps)

@@ -17,9 +17,10 @@ from zoo.cli.evaluate import data_section
 from zoo.cli.main import main
 from zoo.config import from_dict
 from zoo.datamodules.clip_tokens import ClipTokens, ClipTokensConfig
+from zoo.datamodules.clips import clip_indices
 from zoo.datamodules.manifest import FileConfig
 from zoo.datamodules.moving_mnist import MovingMNIST, MovingMNISTConfig, bounce
-from zoo.datamodules.videos import VideoData, VideoDataConfig, read_frames, video_facts, write_video
+from zoo.datamodules.videos import Video, VideoData, VideoDataConfig, fit_frame, read_frames, video_facts, write_video
 from zoo.errors import ConfigError, ZooError
 from zoo.hub import artifact
 from zoo.models.nbp import NBP, NBPConfig
@@ -357,6 +358,37 @@ def test_commands_measure_clips(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert found["test/psnr_next_4"] < found["test/tokenizer_psnr_next_4"] + 3
     assert main(["eval", str(tmp_path / "tok"), "--data", str(sheet), "--i3d", str(tmp_path / "none.pt")]) == 2
     assert "no such file" in capsys.readouterr().err
+
+
+def test_the_command_shows_reconstructions_frame_by_frame(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tokenizer()
+    artifact.save(model, tmp_path / "tok")
+    street = Path(__file__).resolve().parents[2] / "datamodules/bsd_clips/bikes.mp4"
+    go = ["reconstruct", str(tmp_path / "tok"), str(street), "--size", "32", "--frames", "5"]
+    for name, size in (("strip.png", (5 * 32, 2 * 32)), ("pair.gif", (2 * 32, 32))):
+        assert main([*go, "-o", str(tmp_path / name)]) == 0
+        assert Image.open(tmp_path / name).size == size
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:7]]
+    assert [line[0] for line in lines] == ["1", "2", "3", "4", "5", "all"]
+    indices, _ = clip_indices(100, 5)
+    frames = [fit_frame(frame, 32, "short") for frame in Video(street, 25).read(indices)]
+    real = torch.from_numpy(np.stack(frames).transpose(3, 0, 1, 2)[None]).float() / 255
+    with torch.no_grad():
+        fake = model.eval().decode(model.encode(real)).clamp(0, 1)
+    error = (real - fake).square().mean((0, 1, 3, 4))
+    assert [float(line[1]) for line in lines[:5]] == pytest.approx((-10 * error.log10()).tolist(), abs=0.006)
+
+    assert main([*go[:-1], "101", "-o", str(tmp_path / "x.png")]) == 2
+    assert "has 100 frames, fewer than the 101 of a clip" in capsys.readouterr().err
+    assert main([*go, "--tokens", "4", "-o", str(tmp_path / "x.png")]) == 2
+    assert "decodes all of a clip's tokens" in capsys.readouterr().err
+    assert main([*go, "--data", "moving_mnist", "-o", str(tmp_path / "x.png")]) == 2
+    assert "and not both" in capsys.readouterr().err
+    sheet = tmp_path / "set.yaml"
+    sheet.write_text("name: moving_mnist\nframes: 9\nsize: 64\ntrain: 2\nval: 2\ntest: 3\n")
+    small = ["--size", "32", "--frames", "5", "--limit", "2", "-o", str(tmp_path / "digits.png")]
+    assert main(["reconstruct", str(tmp_path / "tok"), "--data", str(sheet), *small]) == 0
+    assert Image.open(tmp_path / "digits.png").size == (5 * 32, 4 * 32)
 
 
 def moving_source(sheet: Path):  # type: ignore[no-untyped-def]

@@ -1,4 +1,4 @@
-"""What the commands on clips share: running a video tokenizer over a data set, and writing clips to files."""
+"""What the commands on clips share: running a video tokenizer over clips, and writing clips to files."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from zoo.models.video import VideoModel
 
 SUFFIXES = (".gif", ".mp4", ".webm", ".png")
+SHOWN = 8  # clips of `zoo reconstruct`
 
 
 def load_split(args: argparse.Namespace) -> tuple[Any, Any]:
@@ -73,6 +74,76 @@ def tokenize(args: argparse.Namespace, model: VideoModel) -> int:
     _write(out, ids, labels, about)
     print(f"{out}: {len(ids)} clips of {' x '.join(map(str, ids.shape[1:]))} ids out of {model.vocab_size}")
     return 0
+
+
+def add_clip_options(command: Any) -> None:
+    """Options of `zoo reconstruct` that only clips have."""
+    group = command.add_argument_group("clips: video files or folders of frames, or --data")
+    group.add_argument(
+        "--frames", type=int, metavar="N", help="of a clip, from the middle of a video (default: 16 or 17)"
+    )
+    group.add_argument("--size", type=int, metavar="S", help="side of the frames (default: 128, or that of --data)")
+    group.add_argument("--fps", type=float, default=8.0, metavar="F", help="of the file (default: 8)")
+
+
+def reconstruct(args: argparse.Namespace, model: VideoModel) -> int:
+    """`zoo reconstruct` for a video tokenizer: clips beside their reconstructions, and PSNR and SSIM of each frame.
+
+    Raises:
+        ZooError: no clip, a video of fewer frames than a clip, or options for pictures.
+    """
+    import numpy as np
+    import torch
+
+    from zoo.cli.common import table
+    from zoo.nn.video_metrics import frame_psnr, frame_ssim
+
+    if args.tokens is not None:
+        raise ZooError("--tokens is for pictures: a video tokenizer decodes all of a clip's tokens")
+    source = _clips_of(args, model)
+    count = min(args.limit or len(source), len(source))
+    shown: list[Tensor] = []
+    scores: list[Tensor] = []
+    for start in range(0, count, args.batch_size):
+        pixels = source.batch(np.arange(start, min(start + args.batch_size, count)), 0, 0)["pixels"]
+        real = torch.from_numpy(pixels)
+        fake = model.decode(model.encode(real)).float().clamp(0, 1)
+        small = min(real.shape[-2:]) < 11
+        similar = torch.full(real.shape[:3:2], torch.nan) if small else frame_ssim(real, fake)
+        scores.append(torch.stack([frame_psnr(real, fake), similar]))
+        room = SHOWN - sum(len(part) for part in shown) // 2
+        shown.append(torch.stack([real[:room], fake[:room]], 1).flatten(0, 1))
+    save_clips(torch.cat(shown), args.out, args.fps, columns=2)
+    means = torch.cat(scores, 1).mean(1)  # [2, T]
+    rows = [(str(i + 1), f"{p:.2f}", f"{s:.4f}") for i, (p, s) in enumerate(means.T.tolist())]
+    psnr, similar = means.mean(1).tolist()
+    print(table([*rows, ("all", f"{psnr:.2f}", f"{similar:.4f}")], ("frame", "PSNR dB", "SSIM"), right=(0, 1, 2)))
+    print(f"{args.out}: means over {count} clip{'s' * (count > 1)}, clamped to [0, 1], not rounded to 8 bits")
+    return 0
+
+
+def _clips_of(args: argparse.Namespace, model: VideoModel) -> Any:
+    """The source of the clips that the arguments name."""
+    from zoo import datamodules
+
+    if args.batch_size < 1 or args.limit < 0:
+        raise ZooError("--batch-size must be at least 1 and --limit must not be negative")
+    if bool(args.images) == bool(args.data):
+        raise ZooError("name video files or folders, or a data set with --data, and not both")
+    if args.data:
+        args.set = [f"{name}={value}" for name in ("frames", "size") if (value := getattr(args, name)) is not None]
+        return load_split(args)[1]
+    step = model.factor[0]
+    frames = args.frames or step * max(1, 16 // step) + int(model.lone_first)
+    files = [{"path": str(Path(text).expanduser().resolve())} for text in args.images]
+    fields = {"frames": frames, "size": args.size or 128, "resize": "short", "strategy": "center"}
+    data: Any = datamodules.build({"name": "videos", "test": files, **fields}, None)
+    data.setup()
+    source = data.sources["test"]
+    for video in source.videos:
+        if video.facts[0] < frames:
+            raise ZooError(f"'{video.place}' has {video.facts[0]} frames, fewer than the {frames} of a clip (--frames)")
+    return source
 
 
 def save_clips(clips: Tensor, out: str | Path, fps: float = 8.0, columns: int = 4) -> None:

@@ -1,9 +1,11 @@
-"""`zoo reconstruct`: pictures beside what a tokenizer makes of them, for one or several numbers of tokens."""
+"""`zoo reconstruct`: pictures or clips beside what a tokenizer makes of them, for one or several numbers of tokens."""
 
 from __future__ import annotations
 
 import argparse
 
+from zoo.cli.clips import add_clip_options
+from zoo.cli.clips import reconstruct as reconstruct_clips
 from zoo.cli.common import Parser, table
 from zoo.cli.pictures import add_decode_options, add_source_options, decode, find, grid, load_visual, save_image
 from zoo.errors import ZooError
@@ -14,28 +16,35 @@ SHOWN = 16  # rows of the sheet
 def parser() -> Parser:
     command = Parser(
         "reconstruct",
-        "Encode and decode pictures, write a sheet of originals and reconstructions, and print PSNR and SSIM. "
-        "For FlexTok the number of tokens is swept: 1, 2, 4, ... up to all.",
+        "Encode and decode pictures or clips, write a sheet of originals and reconstructions, and print PSNR and SSIM, "
+        "of clips for each frame. For FlexTok the number of tokens is swept: 1, 2, 4, ... up to all.",
         [
             "zoo reconstruct runs/titok_emoji64/artifact --data emoji64 --limit 8 -o sheet.png",
             "zoo reconstruct runs/flextok_emoji64/artifact cat.png -o sheet.png --tokens 1,4,16 --steps 1 --guidance 1",
+            "zoo reconstruct runs/nbp_tokenizer_moving_mnist/artifact street.mp4 --size 64 -o street.gif",
         ],
     )
     command.add_argument("ref", metavar="REF", help="artifact folder, model of the catalogue, or Hub id")
     add_source_options(command)
-    command.add_argument("-o", "--out", metavar="FILE", required=True, help=f"PNG of the first {SHOWN} pictures")
+    command.add_argument(
+        "-o", "--out", metavar="FILE", required=True, help=f"PNG of the first {SHOWN} pictures; clips: also .gif, .mp4"
+    )
     command.add_argument("--tokens", metavar="K,...", help="numbers of tokens (FlexTok; default: 1, 2, 4, ... all)")
     add_decode_options(command)
+    add_clip_options(command)
     return command
 
 
 def run(args: argparse.Namespace) -> int:
-    pictures = find(args)
     import torch
 
+    from zoo.models.video import VideoModel
     from zoo.nn.image_metrics import psnr, ssim
 
     _, model = load_visual(args.ref)
+    if isinstance(model, VideoModel):
+        return reconstruct_clips(args, model)
+    pictures = find(args)
     counts = token_counts(args.tokens, model.num_tokens, sweep=model.ordered)
     scores: dict[int, list[tuple[float, float]]] = {k: [] for k in counts}
     columns: list[list[torch.Tensor]] = [[] for _ in range(len(counts) + 1)]

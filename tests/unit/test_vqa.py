@@ -188,6 +188,6 @@ def test_commands_answer_and_measure(questions: Path, tmp_path: Path, capsys: py
     sheet.write_text(f"name: vqa\ntest: {{path: {questions}}}\npreprocess: {{size: 16}}\n")
     assert main(["bench", "budget", str(place), "--data", str(sheet), "--tokens", "1", "4", "--limit", "4"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split("\t")[:2] == ["tokens", "accuracy"]
-    assert [line.split("\t")[0] for line in lines[1:]] == ["1", "4"]
+    assert lines[0].split("\t")[:3] == ["method", "tokens", "accuracy"]
+    assert [line.split("\t")[1] for line in lines[1:]] == ["1", "4"]
     assert main(["bench", "other", str(place), "--data", str(sheet)]) == 2

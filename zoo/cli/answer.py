@@ -32,12 +32,13 @@ def answer(found: Any, file: Any, question: str, tokens: int = 0) -> str:
     import torch
 
     from zoo.datamodules.pictures import fit, open_rgb
-    from zoo.datamodules.vqa import prompt
+    from zoo.datamodules.vqa import DEFAULT_PROMPT, prompt
     from zoo.nn.preprocess import PreprocessConfig
 
     model, tokenizer = found.model.eval(), found.tokenizer
-    settings = PreprocessConfig(size=model.config.tower.size, resize="both")
+    settings = PreprocessConfig(size=model.config.size, resize="both")
     pixels = torch.from_numpy(fit(open_rgb(file), settings)).float()[None] / 255
-    ids = torch.tensor(prompt(question, tokenizer, model.config.image_token))
+    template = found.recipe.get("data", {}).get("prompt", DEFAULT_PROMPT)
+    ids = torch.tensor(prompt(question, tokenizer, model.config.image_token, template))
     end = tokenizer.special["eos"]
     return tokenizer.decode(model.answer(ids, pixels, tokens or None, end=end).tolist(), skip_special=True)

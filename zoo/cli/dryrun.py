@@ -25,10 +25,13 @@ def describe(recipe: RecipeConfig) -> str:
         ("tokens in all", short(found.tokens_per_step * found.steps)),
         ("memory", _memory(found.memory)),
         ("classes", ", ".join(found.classes) if found.classes else "none"),
+        *found.notes,
     ]
     files = [(file["path"], size(file["bytes"]), file["sha256"][:12]) for file in found.files]
     text = yaml.safe_dump(found.recipe, sort_keys=False, allow_unicode=True)
     start = [f"start from {recipe.init}"] if recipe.init else []
+    if found.pending:
+        start = [f"start from {found.pending}, which is not there yet: the sizes above are those of this recipe alone"]
     return "\n".join([text, table(rows, ("run", "")), "", table(files, ("file", "size", "sha256"), right=(1,)), *start])
 
 

@@ -56,6 +56,7 @@ RENAMES = Renames(
         ("model.mm_projector.*", "projector.*"),
     ]
 )
+EYES = Renames(below("vision_model.", "", CLIP))
 ALONE = Renames(below(ABSTRACTOR, "", QUERIES))
 PROJECTOR = Renames([("model.mm_projector.*", "*")])
 
@@ -86,6 +87,15 @@ def projector_to_official(state: State) -> dict[str, Tensor]:
     return PROJECTOR.to_official(state)
 
 
+def clip_to_zoo(state: State, config: VisionTowerConfig) -> dict[str, Tensor]:
+    """The `vision_model.` of a CLIP in transformers' layout -> the state of a `VisionTower`."""
+    out = EYES.to_zoo({key: value for key, value in state.items() if not key.endswith(".position_ids")})
+    for i in range(config.vit.layers):
+        for leaf in ("weight", "bias"):
+            fuse(out, _parts(i, leaf, ""), f"transformer.blocks.{i}.attn.qkv.{leaf}")
+    return out
+
+
 def to_zoo(state: State, config: MQTConfig) -> dict[str, Tensor]:
     """Official state dict (vision tower included) -> ours."""
     eyes = {k: v for k, v in state.items() if k.startswith((TOWER, ABSTRACTOR, "model.mm_projector."))}
@@ -111,8 +121,8 @@ def to_official(state: State, config: MQTConfig) -> dict[str, Tensor]:
     return llama.to_official(text, config.lm, "hf", "mqt") | names.to_official(eyes)
 
 
-def _parts(layer: int, leaf: str) -> list[str]:
-    return [f"tower.transformer.blocks.{layer}.attn.{name}_proj.{leaf}" for name in "qkv"]
+def _parts(layer: int, leaf: str, prefix: str = "tower.") -> list[str]:
+    return [f"{prefix}transformer.blocks.{layer}.attn.{name}_proj.{leaf}" for name in "qkv"]
 
 
 def queries_from_official(official: Mapping[str, Any]) -> QueryTransformerConfig:

@@ -22,6 +22,7 @@ from zoo.nn.preprocess import PreprocessConfig
 from zoo.tokenizers.base import Tokenizer
 
 IGNORE = -100
+DEFAULT_PROMPT = "{image}{question}"
 
 
 @config
@@ -34,6 +35,7 @@ class VQADataConfig(DataConfig):
         builtin: in place of files, `easy_vqa`: the pictures and questions of the package easy-vqa; its test pictures
             are halved into val and test.
         image_token: id that stands for the picture, as the model's.
+        prompt: what stands before the answer; {image} is the picture, {question} the question.
         preprocess: resizing, crop and size of the pictures.
         cache: keep the resized pictures in memory.
         limit: use only so many questions of each split, spread evenly; 0 uses all.
@@ -45,6 +47,7 @@ class VQADataConfig(DataConfig):
     test: FileConfig | None = None
     builtin: Literal["", "easy_vqa"] = ""
     image_token: int = -200
+    prompt: str = "{image}{question}"
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     cache: bool = True
     limit: int = 0
@@ -55,6 +58,8 @@ class VQADataConfig(DataConfig):
             raise ValueError("a set of questions needs files (train, val, test) or one 'builtin' name, and not both")
         if self.image_token >= 0:
             raise ValueError(f"image_token must be negative, no id of a word, got {self.image_token}")
+        if self.prompt.count("{image}") != 1:
+            raise ValueError(f"prompt must hold {{image}} once, got '{self.prompt}'")
         if min(self.batch_size, self.limit + 1) < 1:
             raise ValueError("batch_size must be at least 1 and limit at least 0")
 
@@ -137,7 +142,7 @@ class QuestionSource:
     def row(self, question: Question) -> tuple[list[int], int]:
         """Ids of one sample and how many of them stand before the answer."""
         special = self.tokenizer.special
-        head = prompt(question.question, self.tokenizer, self.cfg.image_token)
+        head = prompt(question.question, self.tokenizer, self.cfg.image_token, self.cfg.prompt)
         answer = self.tokenizer.encode(question.answer, add_special=False).tolist()
         return [*head, *answer, special["eos"]], len(head)
 
@@ -155,9 +160,11 @@ class QuestionSource:
         return {"ids": ids, "valid": valid, "labels": labels, "pixels": pixels, "index": index}
 
 
-def prompt(question: str, tokenizer: Tokenizer, image_token: int) -> list[int]:
-    """Ids of a question about a picture, up to where the answer begins."""
-    return [tokenizer.special["bos"], image_token, *tokenizer.encode(question, add_special=False).tolist()]
+def prompt(question: str, tokenizer: Tokenizer, image_token: int, template: str = DEFAULT_PROMPT) -> list[int]:
+    """Ids of a question about a picture, up to where the answer begins; texts on both sides are tokenized apart."""
+    before, after = (part.replace("{question}", question) for part in template.split("{image}"))
+    sides = [tokenizer.encode(text, add_special=False).tolist() if text else [] for text in (before, after)]
+    return [tokenizer.special["bos"], *sides[0], image_token, *sides[1]]
 
 
 class VQAData(Data):

@@ -160,6 +160,10 @@ def load(directory: str | Path, base: Any = None, *, merged: bool = True) -> Any
     return artifact.Artifact(model.eval(), tokenizer, place, info)
 
 
+# config fields that may differ between an adapter's model and its base: outputs, and what a run left untrained
+FREE = ("head", "chunks", "pool_pad_id", "freeze_tower", "freeze_lm")
+
+
 def _with_head(start: Any, described: dict[str, Any] | None, place: Path) -> nn.Module:
     """The base's model under the config that stands beside the adapter: other heads, the same backbone."""
     from zoo import catalogue
@@ -171,7 +175,7 @@ def _with_head(start: Any, described: dict[str, Any] | None, place: Path) -> nn.
     config = from_dict(resolve(catalogue.schema_target(target)), described["config"], "config")
     if type(start.model) is not cls:
         raise ZooError(f"{place} is an adapter for a {cls.__name__}, but its base is a {type(start.model).__name__}")
-    differing = [f.name for f in dataclasses.fields(config) if f.name not in ("head", "chunks", "pool_pad_id")]
+    differing = [f.name for f in dataclasses.fields(config) if f.name not in FREE]
     for name in differing:
         theirs, ours = getattr(start.model.config, name), getattr(config, name)
         if theirs != ours and "dropout" not in name:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from zoo.config import config
 from zoo.errors import ZooError
 from zoo.nn.mlp import MLPConfig
+from zoo.nn.token_reduction import cls_attention
 from zoo.nn.vit import ViT, ViTConfig
 
 
@@ -79,9 +80,39 @@ class VisionTower(nn.Module):
         x = torch.cat([self.cls_token.expand(len(x), 1, -1), x], 1) + self.pos_embed
         return self.norm_in(x)
 
+    @property
+    def depth(self) -> int:
+        """Blocks in front of the layer that is read; those behind it are not run."""
+        layer = self.config.layer
+        return layer if layer >= 0 else len(self.transformer.blocks) + 1 + layer
+
     def forward(self, pixels: Tensor) -> Tensor:
-        x, layer = self.embeddings(pixels), self.config.layer
-        # blocks behind the layer that is read are not run
-        for block in self.transformer.blocks[: layer if layer >= 0 else len(self.transformer.blocks) + 1 + layer]:
+        x = self.embeddings(pixels)
+        for block in self.transformer.blocks[: self.depth]:
             x = block(x)
         return x[:, 1:]
+
+    def scored(self, pixels: Tensor, logits: bool = False) -> tuple[Tensor, Tensor]:
+        """Features as `forward` makes them, and [B, g²] how much the class token attends to each patch.
+
+        Args:
+            logits: False: attention summed over heads, in the last block that is run (HiRED's late layer); True:
+                logits averaged over heads, in the tower's last block (GlobalCom²).
+
+        Raises:
+            ZooError: the tower reads its embeddings, where no block has attended yet.
+        """
+        blocks = self.transformer.blocks
+        at = len(blocks) if logits else self.depth
+        if at == 0:
+            raise ZooError("the vision tower reads its embeddings: no block has attended to them yet")
+        x = self.embeddings(pixels)
+        features, scores = x[:, 1:], x.new_zeros(0)
+        for i, block in enumerate(blocks[: max(at, self.depth)], 1):
+            if i == at:
+                query, key = (block.attn.qkv(block.norm1(x))).chunk(3, -1)[:2]
+                found = cls_attention(query, key, self.config.vit.heads, logits)
+                scores = found.mean(1) if logits else found.sum(1)
+            x = block(x)
+            features = x[:, 1:] if i == self.depth else features
+        return features, scores

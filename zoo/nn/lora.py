@@ -18,6 +18,7 @@ from zoo.errors import ConfigError, ZooError, nearest
 from zoo.nn.pieces import recomputing
 
 ALL_LINEAR = "all-linear"
+BACKBONES = ("backbone.", "lm.backbone.")  # the second one stands in a vision-language model
 
 
 @config
@@ -128,7 +129,7 @@ def find_targets(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
     linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear | LoRALinear)]
     linear = [name for name in linear if not re.search(r"\.(base_layer|lora_[AB])$", name)]
     if targets == (ALL_LINEAR,):
-        return [name for name in linear if name.startswith("backbone.")]
+        return [name for name in linear if name.startswith(BACKBONES)]
     found: list[str] = []
     for target in targets:
         hits = [name for name in linear if name == target or name.endswith("." + target)]

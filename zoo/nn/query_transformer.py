@@ -88,7 +88,8 @@ class QueryTransformer(nn.Module):
         self.out_proj = nn.Linear(width, width)
         self.proj = nn.Parameter(torch.randn(width, config.out_width) * width**-0.5)
         for linear in (self.qkv, self.out_proj):
-            nn.init.trunc_normal_(linear.weight, std=0.02)
+            # the official 0.02 at its width 1024; narrow models would start with tokens that hardly differ
+            nn.init.trunc_normal_(linear.weight, std=0.64 * width**-0.5)
             nn.init.zeros_(linear.bias)
 
     def draw(self, generator: torch.Generator | None = None) -> int:

@@ -120,11 +120,29 @@ def pool_tokens(features: Tensor, tokens: int) -> Tensor:
     return F.avg_pool2d(grid, side // small).flatten(2).transpose(1, 2)
 
 
-def cls_attention(query: Tensor, key: Tensor, heads: int) -> Tensor:
-    """[P, 1 + n, D] queries and keys of a vision layer -> [P, H, n] attention of the class token to the patches."""
+def cls_attention(query: Tensor, key: Tensor, heads: int, logits: bool = False) -> Tensor:
+    """[P, 1 + n, D] queries and keys of a vision layer -> [P, H, n] attention of the class token to the patches.
+
+    With *logits* before the softmax, which counts the class token itself too.
+    """
     q, k = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (query, key))
-    logits = q[:, :, :1] @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-    return logits.softmax(-1)[:, :, 0, 1:]
+    weights = q[:, :, :1] @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    return (weights if logits else weights.softmax(-1))[:, :, 0, 1:]
+
+
+def reduce_to(features: Tensor, m: int, kind: str, scores: Tensor | None = None) -> Tensor:
+    """[B, n, D] -> [B, m, D], exactly *m* tokens of one view a picture; see `TokenReducer.single`.
+
+    Raises:
+        ZooError: m is not in 1..n, or pooling has no such grid.
+    """
+    n = features.shape[1]
+    if not 1 <= m <= n:
+        raise ZooError(f"there are {n} visual tokens to choose from, asked for {m}")
+    # half a token more than m, so that the rate's rounding never loses one
+    rate = min(1.0, (m + 0.5) / n)
+    config = TokenReducerConfig(kind=kind, rate=rate, tokens=m)  # type: ignore[arg-type]
+    return TokenReducer(config).single(features, scores)
 
 
 # --- LLaVA-NeXT's crops

@@ -28,11 +28,18 @@ class VQAConfig:
         optim: optimiser and schedule.
         tokens: visual tokens of every training step; 0 draws them anew by the law of the query transformer.
         budgets: numbers of visual tokens that validation measures one after the other; () takes all of them at once.
+        tower: weights the vision tower starts from: artifact of an MQT, CLIP in transformers' layout (file, folder or
+            Hub id) or, for a tower of timm, a file of its weights.
+        lm: weights the decoder starts from: artifact of an MQT or of a decoder, or a Llama in transformers' layout.
+        random_frozen: let a frozen tower or decoder keep the random weights it was made with.
     """
 
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=0.01, betas=(0.9, 0.95)))
     tokens: int = 0
     budgets: tuple[int, ...] = ()
+    tower: str = ""
+    lm: str = ""
+    random_frozen: bool = False
 
     def __post_init__(self) -> None:
         if self.tokens < 0 or any(m < 1 for m in self.budgets):
@@ -52,9 +59,7 @@ class VQA(Task):
         super().__init__(model, config)
         if not isinstance(model, MQT):
             raise ZooError(f"task vqa trains an MQT, not a {type(model).__name__}")
-        elastic = isinstance(model.projector, QueryTransformer)
-        projector: Any = model.projector
-        most: int = projector.max_tokens if elastic else (model.config.tower.size // model.config.tower.patch) ** 2
+        elastic, most = isinstance(model.projector, QueryTransformer), model.config.max_tokens
         for m in (*config.budgets, *([config.tokens] if config.tokens else [])):
             if m > most or (not elastic and m != most):
                 raise ZooError(
@@ -82,10 +87,11 @@ class VQA(Task):
             losses.append(loss)
         return torch.stack(losses).mean(), loss.new_tensor(len(batch["ids"]))
 
-    def answer(self, batch: Batch, m: int | None) -> tuple[Tensor, Tensor]:
-        """Loss, and [B] whether each answer is right."""
+    def answer(self, batch: Batch, m: int | None, reducer: str = "") -> tuple[Tensor, Tensor]:
+        """Loss, and [B] whether each answer is right; *m* and *reducer* as `MQT.visual_tokens` takes them."""
         model = self.model
-        spliced = model.splice(batch["ids"], model.visual_tokens(batch["pixels"], m), batch["valid"], batch["labels"])
+        tokens = model.visual_tokens(batch["pixels"], m, reducer)
+        spliced = model.splice(batch["ids"], tokens, batch["valid"], batch["labels"])
         logits = model.read(spliced)
         wanted = spliced.labels[:, 1:]
         same = (logits[:, :-1].argmax(-1) == wanted) | (wanted == IGNORE)
@@ -101,3 +107,30 @@ class VQA(Task):
 
     def metric_names(self) -> list[str]:
         return ["val/loss", *(f"val/accuracy_{m}" for m in self.budgets)]
+
+    def notes(self) -> list[tuple[str, str]]:
+        """What a dry run says of pictures and of the stage of training."""
+        model, c = self.model, self.model.config
+        count = lambda part: sum(p.numel() for p in part.parameters() if p.requires_grad)
+        parts = {"vision tower": model.tower, "projector": model.projector, "decoder": model.lm}
+        sizes = {name: (count(part), sum(p.numel() for p in part.parameters())) for name, part in parts.items()}
+        adapted = {name for name, part in parts.items() if any("lora_" in key for key, _ in part.named_parameters())}
+        words = [
+            f"{name} {'by adapters ' if name in adapted else ''}{trained:,} of {of:,}"
+            for name, (trained, of) in sizes.items()
+            if trained
+        ]
+        still = [name for name, (trained, _) in sizes.items() if not trained]
+        starts = [
+            f"{name} from {ref}" for name, ref in (("tower", self.config.tower), ("decoder", self.config.lm)) if ref
+        ]
+        tokens = f"{c.max_tokens} visual tokens"
+        if isinstance(model.projector, QueryTransformer):
+            law = f"always {self.config.tokens}" if self.config.tokens else f"drawn by the law '{c.queries.law}'"
+            tokens = f"1 to {c.max_tokens} visual tokens, in training {law}"
+        rows = [
+            ("pictures", f"{c.size} pixels, {c.side**2} patches, {tokens}"),
+            ("trains", "; ".join(words)),
+            ("stands still", ", ".join(still) if still else "nothing"),
+        ]
+        return rows + ([("starts", "; ".join(starts))] if starts else [])

@@ -12,8 +12,9 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from zoo import tasks
-from zoo.config import to_dict
+from zoo import catalogue, tasks, tokenizers
+from zoo.config import from_dict, resolve, to_dict
+from zoo.hub import files
 from zoo.train import images
 from zoo.train.assemble import (
     build_data,
@@ -48,6 +49,8 @@ class DryRun:
         memory: bytes by what needs them: weights, gradients, optimiser, activations.
         classes: names of the outputs.
         files: `path`, `bytes` and `sha256` of each data file.
+        notes: (what, words) that the task has to say of itself.
+        pending: the recipe's `init` where that run has not been made yet; sizes are then the recipe's own.
     """
 
     recipe: dict[str, Any]
@@ -61,6 +64,41 @@ class DryRun:
     memory: dict[str, int]
     classes: tuple[str, ...]
     files: list[dict[str, Any]]
+    notes: tuple[tuple[str, str], ...] = ()
+    pending: str | None = None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The config of an artifact, without its weights."""
+
+    config: Any
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a dry run has to know of the artifact that a run starts from."""
+
+    model: Planned
+    tokenizer: Any
+
+
+def plan_start(ref: str) -> Start | None:
+    """Config and tokenizer of the artifact *ref*, its weights unread; None where an earlier run is still to make it.
+
+    Raises:
+        ZooError: as `zoo.load`, for anything but the missing folder of a run.
+    """
+    place = Path(ref).expanduser()
+    if place.name == "artifact" and not place.exists():
+        return None
+    if not (place / files.FILES).is_file():
+        return load_start(ref)
+    described = files.described(place)
+    target = catalogue.lookup(catalogue.MODELS, described["model"], f"model family in {place / files.CONFIG}:")
+    made = from_dict(resolve(catalogue.schema_target(target)), described["config"], "config")
+    tokenizer = tokenizers.load(place) if described["tokenizer"] else None
+    return Start(Planned(made), tokenizer)
 
 
 def dry_run(recipe: RecipeConfig) -> DryRun:
@@ -70,7 +108,8 @@ def dry_run(recipe: RecipeConfig) -> DryRun:
         ZooError: what `train` would raise before its first step.
     """
     recipe = dataclasses.replace(recipe, data=with_strands(recipe.data, recipe.task))
-    start = load_start(recipe.init) if recipe.init else None
+    start = plan_start(recipe.init) if recipe.init else None
+    pending = recipe.init if start is None else None
     tokenizer, data = build_data(recipe, start)
     data.setup("fit")
     config = model_config(recipe.model, start, recipe.init)
@@ -103,6 +142,8 @@ def dry_run(recipe: RecipeConfig) -> DryRun:
         memory=memory(model, size, data.max_tokens, options.precision),
         classes=tuple(data.classes),
         files=[{**item, "bytes": Path(item["path"]).stat().st_size} for item in data.files()],
+        notes=tuple(task.notes()) if hasattr(task, "notes") else (),
+        pending=pending,
     )
 
 
@@ -123,7 +164,8 @@ def memory(model: nn.Module, batch: int, length: int, precision: str) -> dict[st
 
     alive: list[torch.Tensor] = []
     model.train()
-    inputs = images.meta_inputs(model, batch) or {"ids": torch.zeros(batch, length, dtype=torch.long, device="meta")}
+    text = {"ids": torch.zeros(batch, length, dtype=torch.long, device="meta")}
+    inputs = images.meta_inputs(model, batch, length) or text
     # autocast knows no meta device, and without arithmetic there is no precision to choose
     untouched = patch.object(torch, "autocast", lambda *args, **options: nullcontext())
     with untouched, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

@@ -44,9 +44,11 @@ def in_head(name: str) -> bool:
 def head_modules(model: nn.Module) -> list[str]:
     """Names of the modules of a model that make up its head and have weights, as peft's `modules_to_save` wants them.
 
-    A head that is tied to the embedding has none.
+    A head that is tied to the embedding has none. `trained_whole` of a model names parts that are trained like a head:
+    what joins its pieces together, as the projector of a vision-language model does.
     """
-    return [name for name in HEADS if (part := getattr(model, name, None)) is not None and [*part.parameters()]]
+    names = (*HEADS, *getattr(model, "trained_whole", ()))
+    return [name for name in names if (part := getattr(model, name, None)) is not None and [*part.parameters()]]
 
 
 def default_targets(model: nn.Module, family: str) -> tuple[str, ...]:
@@ -70,12 +72,13 @@ def prepare(model: nn.Module, section: FinetuneConfig, family: str) -> list[nn.M
         return []
     if section.mode == "probe" and not head_modules(model):
         raise ConfigError("finetune.mode=probe trains the head, but this model's head is tied to its embedding")
+    whole = head_modules(model)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(in_head(name))
+        parameter.requires_grad_(parameter.requires_grad and name.split(".")[0] in whole)
     if section.mode == "lora":
         add_lora(model, section.lora, section.lora.targets or default_targets(model, family))
         return []
-    return [part for name, part in model.named_children() if not in_head(name)]
+    return [part for name, part in model.named_children() if name not in whole]
 
 
 def trainable(model: Any) -> tuple[int, int]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from zoo.errors import ZooError, nearest
-from zoo.train import videos
+from zoo.train import videos, vision_language
 from zoo.train.recipe import RecipeConfig
 
 IMAGE_TASKS = ("image_reconstruction", "proxy_codes", "flow_matching", "token_generation", *videos.VIDEO_TASKS)
@@ -60,11 +60,15 @@ def load_weights(model: nn.Module, source: nn.Module) -> bool:
     return bool(adopt is not None and isinstance(source, type(model)) and adopt(source))
 
 
-def meta_inputs(model: nn.Module, batch: int) -> dict[str, Tensor]:
+def meta_inputs(model: nn.Module, batch: int, length: int) -> dict[str, Any]:
     """Inputs of a training step without memory, [batch, ...], for a model that makes its own examples; else {}.
+
+    *length* is that of the longest text, for a model that reads one beside its pictures.
 
     Quantizers are put into evaluation: their codebook statistics depend on values, of which there are none.
     """
+    if hasattr(model, "step_inputs"):
+        return model.step_inputs(batch, length)  # type: ignore[operator]
     if not hasattr(model, "example_inputs"):
         return {}
     for module in model.modules():
@@ -82,6 +86,7 @@ def equip(task: Any) -> None:
     Raises:
         ZooError: it is no artifact, or one of another model.
     """
+    vision_language.equip(task)
     for field, kind in (("vqgan", "MaskGITVQGAN"), ("vae", "FlexTokVAE")):
         ref = getattr(task.config, field, "")
         if not ref:

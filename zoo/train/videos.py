@@ -7,6 +7,7 @@ from typing import Any
 from zoo import catalogue
 from zoo.config import resolve
 from zoo.errors import ZooError
+from zoo.train import vision_language
 from zoo.train.recipe import RecipeConfig
 
 VIDEO_TASKS = ("video_reconstruction", "next_block", "vqa")
@@ -18,30 +19,13 @@ def check_fit(recipe: RecipeConfig, config: Any, data: Any) -> None:
         _check_tokens(config, data)
         return
     if recipe.task["name"] == "vqa":
-        _check_questions(config, data)
+        vision_language.check_questions(recipe, config, data)
         return
     from zoo.models.video import VideoModel
 
     kind = resolve(catalogue.lookup(catalogue.MODELS, recipe.model["name"], "model name"))
     if not issubclass(kind, VideoModel):
         raise ZooError(f"task 'video_reconstruction' needs a video tokenizer, not '{recipe.model['name']}'")
-
-
-def _check_questions(config: Any, data: Any) -> None:
-    tower = getattr(config, "tower", None)
-    if tower is None:
-        return  # the task says which models it takes
-    if tower.size != data.config.preprocess.size:
-        raise ZooError(
-            f"model.tower.size is {tower.size}, but data.preprocess.size is {data.config.preprocess.size}: set both to "
-            "one number"
-        )
-    if config.image_token != data.config.image_token:
-        raise ZooError(f"model.image_token is {config.image_token}, but data.image_token {data.config.image_token}")
-    if config.lm.vocab_size < data.tokenizer.vocab_size:
-        raise ZooError(
-            f"model.lm.vocab_size is {config.lm.vocab_size}, but there are {data.tokenizer.vocab_size} words"
-        )
 
 
 def _check_tokens(config: Any, data: Any) -> None:

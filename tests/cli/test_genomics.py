@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,10 @@ import pytest
 import torch
 
 import zoo.hub.artifact as artifact
+from zoo.models.dnabert2 import DNABERT2, DNABERT2Config
+from zoo.models.metagene import METAGENE, METAGENEConfig
 from zoo.tokenizers import build
+from zoo.tokenizers.bpe import train as train_bpe
 from zoo.train.embed import embed
 
 Zoo = Callable[..., tuple[int, str, str]]
@@ -33,7 +37,9 @@ def table(text: str) -> list[dict[str, str]]:
 @pytest.mark.parametrize("name", ["letters", "kmers"])
 def test_score_is_the_sum_over_tokens(zoo: Zoo, models: dict[str, Path], fasta: Path, name: str) -> None:
     status, out, err = zoo("score", models[name], "--fasta", fasta)
-    assert (status, err) == (0, "")
+    assert status == 0
+    tail = "A, C, G and T: 1, in 1 of 3 sequences (first in 'one')"  # of 16 letters, five 3-mers leave one
+    assert tail in err if name == "kmers" else not err
     found = artifact.load(str(models[name]))
     per_token = table(zoo("score", models[name], "--fasta", fasta, "--per-token")[1])
     for row in table(out):
@@ -149,6 +155,103 @@ def test_the_class_token(models: dict[str, Path]) -> None:
     assert int(ids[0, 0]) == found.tokenizer.special["cls"]
     pairs = [("a", "ACGT"), ("b", "ACGTACGT")]
     assert np.allclose(next(iter(embed(found, pairs, "cls")))[1], expected, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Untrained models over byte pairs: one that reads left to right, one of masked tokens."""
+    place = tmp_path_factory.mktemp("words")
+    draw = random.Random(0)
+    train_bpe(["".join(draw.choices("ACGT", k=900))], 40, place / "tokenizer.json")
+    tokenizer = build({"name": "bpe", "file": str(place / "tokenizer.json")})
+    sizes = {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 24, "vocab_size": tokenizer.vocab_size}
+    made = {"causal": METAGENE(METAGENEConfig(**sizes)), "masked": DNABERT2(DNABERT2Config(**sizes))}
+    for name, model in made.items():
+        artifact.save(model, place / name, tokenizer=tokenizer)
+    return {name: place / name for name in made}
+
+
+@pytest.mark.parametrize("name", ["causal", "masked"])
+def test_letters_without_a_token(zoo: Zoo, words: dict[str, Path], tmp_path: Path, name: str) -> None:
+    """Byte pairs read N and lower case as unknown: they are left out of the sums, and it is said how many."""
+    file = tmp_path / "n.fa"
+    file.write_text(">clean\nACGTTGCAACGGTACC\n>mixed\nACGTTGCANNacGTACCGGT\n>nothing\nNNNNNN\n")
+    status, out, err = zoo("score", words[name], "--fasta", file)
+    assert status == 0
+    assert "A, C, G and T: 10, in 2 of 3 sequences (first in 'mixed')" in err
+    rows = {row["name"]: row for row in table(out)}
+    kind = "" if name == "causal" else "pseudo_"
+    assert rows["nothing"]["bases"] == "0"
+    assert rows["nothing"][f"{kind}per_base"] == "nan"
+    tokens = table(zoo("score", words[name], "--fasta", file, "--per-token")[1])
+    sums = {key: sum(float(t[f"{kind}log_likelihood"]) for t in tokens if t["name"] == key) for key in rows}
+    read = {key: sum(int(t["end"]) - int(t["start"]) for t in tokens if t["name"] == key) for key in rows}
+    first = len(artifact.load(str(words[name])).tokenizer.prefix) == 0  # a causal model has nothing before it
+    for key, letters in (("clean", 16), ("mixed", 16)):
+        assert sums[key] == pytest.approx(float(rows[key][f"{kind}log_likelihood"]), abs=1e-3)
+        assert read[key] == int(rows[key]["bases"])
+        assert read[key] == letters if not first else read[key] < letters
+    status, out, err = zoo("score", words[name], "--fasta", file, "--unknown", "error")
+    assert (status, out) == (2, "")
+    assert "sequence 'mixed': the bpe tokenizer reads 4 of its letters" in err
+
+
+@pytest.mark.parametrize("name", ["causal", "masked"])
+def test_variants_beside_unknown_letters(zoo: Zoo, words: dict[str, Path], tmp_path: Path, name: str) -> None:
+    draw = random.Random(1)
+    genome = "".join(draw.choices("ACGT", k=200))
+    genome = genome[:90] + "NN" + genome[92:]
+    (tmp_path / "g.fa").write_text(f">chr1\n{genome}\n")
+    lines = ["##fileformat=VCFv4.2", "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO"]
+    for place in (85, 180):  # windows of 40 bases: the first holds the Ns
+        ref = genome[place - 1]
+        lines.append(f"chr1\t{place}\t.\t{ref}\t{'ACGT'[('ACGT'.index(ref) + 1) % 4]}\t.\t.\t.")
+    (tmp_path / "in.vcf").write_text("\n".join(lines) + "\n")
+    files = ("--vcf", tmp_path / "in.vcf", "--fasta", tmp_path / "g.fa", "--window", "40")
+    status, out, err = zoo("variants", words[name], *files)
+    assert status == 0
+    assert err.startswith("1 alleles were scored in windows with N")
+    assert all(row["score"] and not row["note"] for row in table(out))
+    status, out, err = zoo("variants", words[name], *files, "--unknown", "skip")
+    assert status == 0
+    assert "no score for 1 alleles: 1 unknown_in_window" in err
+    assert [row["note"] for row in table(out)] == ["unknown_in_window", ""]
+    assert [bool(row["score"]) for row in table(out)] == [False, True]
+
+
+def test_a_model_of_pairs_is_not_asked_for_one_sequence(
+    zoo: Zoo, models: dict[str, Path], fasta: Path, tmp_path: Path
+) -> None:
+    found = artifact.load(str(models["classes"]))
+    recipe = {"data": {"sequence2": "partner"}}
+    artifact.save(found.model, tmp_path / "pairs", tokenizer=found.tokenizer, recipe=recipe, classes=["no", "yes"])
+    status, _, err = zoo("embed", tmp_path / "pairs", "--fasta", fasta, "--out", tmp_path / "v.npz")
+    assert status == 2
+    assert "was trained on pairs of sequences (data.sequence2=partner)" in err
+    assert not (tmp_path / "v.npz").exists()
+
+
+@pytest.mark.parametrize("side", ["left", "right", "error"])
+def test_predict_cuts_as_training_did(
+    zoo: Zoo, models: dict[str, Path], fasta: Path, tmp_path: Path, side: str
+) -> None:
+    found = artifact.load(str(models["classes"]))
+    recipe = {"data": {"max_len": 10, "truncate": side, "add_special": False}}
+    place = tmp_path / "cut"
+    artifact.save(found.model, place, tokenizer=found.tokenizer, recipe=recipe, classes=["no", "yes"])
+    status, out, err = zoo("predict", place, "--fasta", fasta)
+    if side == "error":
+        assert status == 2
+        assert "sequence 'two' has 24 tokens, more than the data.max_len=10" in err
+        return
+    assert (status, err) == (0, "")
+    short = tmp_path / "short.fa"
+    cut = {name: text[-10:] if side == "left" else text[:10] for name, text in SEQUENCES.items()}
+    short.write_text("".join(f">{name}\n{text}\n" for name, text in cut.items()))
+    assert out == zoo("predict", place, "--fasta", short)[1]
+    labels = [found.model.eval()(torch.from_numpy(found.tokenizer.encode(text, False))[None]) for text in cut.values()]
+    expected = [float(one.detach()[0].softmax(-1)[1]) for one in labels]
+    assert [float(row["p_yes"]) for row in table(out)] == pytest.approx(expected, abs=1e-3)
 
 
 def test_sentences(zoo: Zoo, models: dict[str, Path], fasta: Path, trained: Path, tmp_path: Path) -> None:

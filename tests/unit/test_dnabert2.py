@@ -75,6 +75,26 @@ def test_each_row_is_computed_as_if_alone_and_padding_is_zero(side: str) -> None
         torch.testing.assert_close(got[real], written_out(model, row[real]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@torch.no_grad()
+def test_holes_in_the_mask_close_up(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed and not, valid tokens see each other at the distances they have without the holes, and nothing else."""
+    model = build()
+    ids, valid = torch.randint(5, 40, (5, 26)), torch.rand(5, 26) > share
+    valid[:, 3], valid[0, :2], valid[1, -4:] = True, False, False
+    valid[2] = True
+    assert (valid[:, 1:] & ~valid[:, :-1]).sum() > 3, "there are holes"
+    for packed in (True, False):
+        if not packed:
+            monkeypatch.setattr("zoo.models.packed.pack", lambda *_: None)
+        hidden, _ = model.forward_features(ids, Layout("full", valid=valid))
+        assert not hidden[~valid].any()
+        other, _ = model.forward_features(torch.where(valid, ids, 7), Layout("full", valid=valid))
+        assert torch.equal(hidden, other), "what stands in a hole is never read"
+        for row, real, got in zip(ids, valid, hidden, strict=True):
+            torch.testing.assert_close(got[real], written_out(model, row[real]), rtol=1e-4, atol=1e-5)
+
+
 @torch.no_grad()
 def test_layers_see_no_padding_and_share_one_plan() -> None:
     model, (ids, valid) = build(), batch([9, 30, 9, 17])

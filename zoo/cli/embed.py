@@ -16,7 +16,8 @@ def parser() -> Parser:
         "The model's last hidden states as a NumPy file: `names` [N] and `embeddings` [N, D]. With --pool base one\n"
         "vector a letter: `embeddings` [all letters, D] and `lengths` [N], the letters of each sequence.\n"
         "As Parquet (needs pyarrow: pip install 'seqzoo[parquet]'): columns `name`, `embedding`, and with --pool base\n"
-        "a row a letter with `position` (from 0) and `base`. Sequences of similar length are read together.",
+        "a row a letter with `position` (from 0) and `base`. Sequences of similar length are read together. A model\n"
+        "of pairs is refused.",
         [
             "zoo embed runs/ecoli/artifact --fasta sequences.fa --out vectors.npz",
             "zoo embed hyenadna-tiny-1k --csv table.csv --column seq --pool last --out vectors.parquet",

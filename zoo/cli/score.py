@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -18,7 +19,9 @@ def parser() -> Parser:
         "Log-likelihood (natural logarithm) of each sequence, and its mean a base; with --per-token one line a token.\n"
         "Causal models predict each token from those before it. Masked models predict it from all others, one pass\n"
         "a token: their columns are pseudo_log_likelihood and so on, which compare with each other but not with a\n"
-        "causal model's. Tokens that are not A, C, G, T are not counted.",
+        "causal model's. Letters that the tokenizer reads as no token of A, C, G and T (N, IUPAC codes, for most\n"
+        "models lower case) are not counted, and a line on stderr says how many there are; with --unknown error they\n"
+        "are refused. A sequence of which nothing is counted has nan a base.",
         [
             "zoo score runs/ecoli/artifact --fasta sequences.fa",
             "zoo score hyenadna-tiny-1k --csv table.csv --column seq --out scores.csv",
@@ -31,6 +34,8 @@ def parser() -> Parser:
     command.add_argument("-o", "--out", metavar="FILE", help="write there rather than to stdout")
     command.add_argument("--mask-every", type=int, default=0, metavar="N", help="masked models: hide every N-th token "
                          "at once, N passes rather than one a token; approximate (default: one at a time)")  # fmt: skip
+    command.add_argument("--unknown", choices=("skip", "error"), default="skip",
+                         help="letters that are not counted, see above (default: skip)")  # fmt: skip
     add_batch(command, 32)
     return command
 
@@ -48,14 +53,37 @@ def run(args: argparse.Namespace) -> int:
     if args.mask_every and reader.causal:
         raise ZooError(f"--mask-every is for masked models, but {reader.path} reads from left to right")
     pairs = zip(names, sequences, strict=True)
-    found = score(reader, pairs, batch_size=args.batch_size, mask_every=args.mask_every)
+    unread: list[tuple[str, int]] = []
+    scored = score(reader, pairs, batch_size=args.batch_size, mask_every=args.mask_every)
+    found = _watched(scored, unread, args.unknown == "error", reader.tokenizer.name)
     kind = "" if reader.causal else "pseudo_"
     if args.per_token:
         write_rows(list(_tokens(found)), ["name", "start", "end", f"{kind}log_likelihood"], args.out)
     else:
         header = ["name", "tokens", "bases", f"{kind}log_likelihood", f"{kind}per_base", f"{kind}bits_per_base"]
         write_rows(list(_totals(found)), header, args.out)
+    if unread:
+        letters = sum(count for _, count in unread)
+        print(
+            f"letters that are not counted, as they lie in no token of A, C, G and T: {letters}, in {len(unread)} of "
+            f"{len(names)} sequences (first in '{unread[0][0]}')",
+            file=sys.stderr,
+        )
     return 0
+
+
+def _watched(found: Iterable[Any], unread: list[tuple[str, int]], refuse: bool, tokenizer: str) -> Iterator[Any]:
+    """What passes through; (name, letters) of sequences with letters that are not counted are put down in *unread*."""
+    for one in found:
+        if one.unread and refuse:
+            raise ZooError(
+                f"sequence '{one.name}': the {tokenizer} tokenizer reads {one.unread} of its letters as no token of A, "
+                "C, G and T: write it in upper case without N and IUPAC codes, in whole k-mers, or leave out "
+                "--unknown error"
+            )
+        if one.unread:
+            unread.append((one.name, one.unread))
+        yield one
 
 
 def _totals(found: Iterable[Any]) -> Iterator[list[str]]:

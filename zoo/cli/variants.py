@@ -34,8 +34,9 @@ def parser() -> Parser:
         "                   single bases only; above 0 where ALT is less likely, the reverse of llr\n"
         "Windows are read in upper case and stand around the allele; near the end of a sequence they are shifted.\n"
         "Alleles that are no sequence (<DEL>, *, breakends, N) or longer than half a window get no score but a note,\n"
-        "as do those beside N for models over k-mers. A REF that is not in the FASTA file is an error. VCF output\n"
-        "adds INFO fields to the records as they are.",
+        "as do those beside N for models over k-mers. Others whose window holds N or IUPAC codes are scored, and\n"
+        "counted on stderr; with --unknown skip they get a note instead. A REF that is not in the FASTA file is\n"
+        "an error. VCF output adds INFO fields to the records as they are.",
         [
             "zoo variants runs/ecoli/artifact --vcf in.vcf.gz --fasta genome.fa.gz -o out.vcf.gz",
             "zoo variants hyenadna-tiny-1k --vcf in.vcf --fasta genome.fa --strand both --window 512 -o out.tsv",
@@ -54,6 +55,8 @@ def parser() -> Parser:
     )
     command.add_argument("--window", type=int, metavar="BASES", help="default: the windows the model was trained on, "
                          "else its longest input up to 8192, else 1024")  # fmt: skip
+    command.add_argument("--unknown", choices=("score", "skip"), default="score",
+                         help="windows with letters other than A, C, G, T, see above (default: score)")  # fmt: skip
     labels = command.add_mutually_exclusive_group()
     labels.add_argument(
         "--label-info", metavar="KEY", help="INFO field of labels (ClinVar: CLNSIG): print AUROC, AUPRC"
@@ -78,7 +81,9 @@ def run(args: argparse.Namespace) -> int:
     from zoo.train.variants import DIRECTION, VariantScorer
     from zoo.train.vcf_scores import Labelled, score_variants
 
-    scorer = VariantScorer(args.ref, args.score, args.window, args.strand, batch_size=args.batch_size)
+    scorer = VariantScorer(
+        args.ref, args.score, args.window, args.strand, unknown=args.unknown, batch_size=args.batch_size
+    )
     known, notes = Labelled(), Counter[str]()
     found = _watched(score_variants(scorer, file, genome), known, notes, labels, DIRECTION[scorer.method])
     if kind == "vcf":
@@ -88,6 +93,12 @@ def run(args: argparse.Namespace) -> int:
     if notes:
         counts = ", ".join(f"{count} {note}" for note, count in notes.most_common())
         print(f"no score for {notes.total()} alleles: {counts}", file=sys.stderr)
+    if scorer.beside_unknown:
+        print(
+            f"{scorer.beside_unknown} alleles were scored in windows with N or other letters than A, C, G and T, which "
+            "the model was hardly trained on: --unknown skip leaves them out",
+            file=sys.stderr,
+        )
     if labels is not None:
         summary = known.summary()
         print(

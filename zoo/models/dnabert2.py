@@ -31,7 +31,11 @@ class DNABERT2Config(EncoderConfig):
 
 
 class DNABERT2(Encoder):
-    """An encoder over BPE tokens. Hidden states at padding are 0, as in the published code."""
+    """An encoder over BPE tokens. Hidden states at padding are 0, as in the published code.
+
+    Distances count valid tokens: a hole in the middle of `valid` closes up, where the published code would keep its
+    width. Padding at the ends is no hole, and tokenizers make no others.
+    """
 
     Config = DNABERT2Config
     config: DNABERT2Config

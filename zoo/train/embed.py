@@ -35,7 +35,7 @@ class Reader:
         trained_length: bases of the windows it was trained on, None where that is not on record.
 
     Raises:
-        ZooError: the artifact holds no tokenizer, or a model that does not read tokens.
+        ZooError: the artifact holds no tokenizer, or a model that does not read tokens or was trained on pairs.
     """
 
     def __init__(self, ref: Any, device: str | torch.device | None = None) -> None:
@@ -52,6 +52,11 @@ class Reader:
         if not hasattr(self.model, "forward_features") or not hasattr(self.model.config, "head"):
             raise ZooError(f"{artifact.path} holds a {type(self.model).__name__}, which does not read sequences")
         data = artifact.recipe.get("data", {})
+        if data.get("sequence2") is not None:
+            raise ZooError(
+                f"{artifact.path} was trained on pairs of sequences (data.sequence2={data['sequence2']}), whose states "
+                "are not those of one sequence: only `zoo predict --csv FILE --column2 NAME` reads it"
+            )
         self.upper = bool(data.get("upper", False))
         self.add_special = bool(data.get("add_special", data.get("add_eos", True)))
         self.pad_side = data.get("pad_side")
@@ -156,12 +161,14 @@ class Scored:
         spans: [L, 2] letters of each token.
         tokens: log-likelihood of each token [L].
         bases: how many bases each scored token stands for [L]; 0 for tokens that are not scored.
+        unread: letters that lie in no token of A, C, G, T alone: N and what else the tokenizer has no token for.
     """
 
     name: str
     spans: NDArray[np.int64]
     tokens: NDArray[np.float64]
     bases: NDArray[np.int64]
+    unread: int = 0
 
     @property
     def total(self) -> float:
@@ -194,9 +201,10 @@ def score(
             for row, place in enumerate(batch):
                 real = kept[row]
                 bases = per_id[ids[row].cpu().numpy()[real]]
+                unread = len(texts[place]) - int(bases.sum())
                 if reader.causal:
                     bases[:1] = 0  # nothing comes before the first token
-                out[place] = Scored(names[place], reader.spans(texts[place]), values[row][real], bases)
+                out[place] = Scored(names[place], reader.spans(texts[place]), values[row][real], bases, unread)
         yield from (found for found in out if found is not None)
 
 

@@ -126,11 +126,18 @@ class Mutagen:
         return self._classified(name, start, reference, sites, scorer)
 
     def _window(self, length: int) -> int:
-        if self.window is not None:
-            return self.window
         tokenizer, step = self.reader.tokenizer, int(getattr(self.reader.tokenizer, "k", 1))
         frame = (len(tokenizer.prefix) + len(tokenizer.suffix)) * self.reader.add_special
-        most = LONGEST if self.reader.limit is None else (self.reader.limit - frame) * step
+        read = None if self.predictor is None else self.predictor.max_len  # what lies behind, a classifier cuts off
+        if self.window is not None:
+            if read is not None and self.window > (read - frame) * step:
+                raise ZooError(
+                    f"a window of {self.window} bases is longer than {self.reader.path} was trained on: at most "
+                    f"{(read - frame) * step} (data.max_len)"
+                )
+            return self.window
+        limits = [most for most in (self.reader.limit, read) if most is not None]
+        most = (min(limits) - frame) * step if limits else LONGEST
         return max(min(length, most, LONGEST), 2 * step)
 
     def _in_chunks(self, scorer: VariantScorer, sites: Sequence[Site]) -> list[list[float]]:

@@ -67,6 +67,8 @@ class Predictor:
         head: the head's config.
         kind: what the outputs are: multiclass, multilabel or regression.
         second: the column of the second sequence in training, None for a model of single sequences.
+        max_len, truncate: most tokens that training read of a sequence (None: all), and the side from which longer ones
+            were cut, or `error` where they were refused.
         classes: their names.
 
     Raises:
@@ -86,6 +88,7 @@ class Predictor:
         self.add_special = bool(data.get("add_special", data.get("add_eos", True)))
         self.pad_side = data.get("pad_side")
         self.pad_to = data.get("pad_to")
+        self.max_len, self.truncate = data.get("max_len"), data.get("truncate", "error")
         self.path, self.second = artifact.path, data.get("sequence2")
         self.rc = artifact.recipe.get("task", {}).get("rc", "none")
         self.frames = int(data.get("frames", 1))
@@ -133,7 +136,7 @@ class Predictor:
         found = []
         for row, text in enumerate(texts):
             spans = self.tokenizer.offsets(text, add_special=False)
-            token, place = covering(spans, len(text), mask[row].cpu().numpy(), *frame, "right")
+            token, place = covering(spans, len(text), mask[row].cpu().numpy(), *frame, self.truncate)
             where, inside = (torch.from_numpy(part)[None] for part in (token, place))
             found.append((token >= 0, at(logits[row : row + 1].cpu(), where, inside)[0]))
         return found
@@ -142,14 +145,16 @@ class Predictor:
     def _logits(self, texts: list[Any]) -> tuple[Tensor, Tensor]:
         if self.second is None:
             ids, valid = self.tokenizer.encode_batch(
-                texts, None, self.pad_side, add_special=self.add_special, pad_to=self.pad_to
-            )
+                texts, self.max_len, self.pad_side, add_special=self.add_special, pad_to=self.pad_to,
+                truncate=self.truncate,
+            )  # fmt: skip
         else:
             rows = self._pairs(texts)
             counts = np.array([len(row) for row in rows], np.int64)
             ids, valid = self.tokenizer.assemble(
-                np.concatenate(rows), counts, None, self.pad_side, add_special=False, pad_to=self.pad_to
-            )
+                np.concatenate(rows), counts, self.max_len, self.pad_side, add_special=False, pad_to=self.pad_to,
+                truncate=self.truncate,
+            )  # fmt: skip
         mask = torch.from_numpy(valid).to(self.device)
         return self.model(torch.from_numpy(ids).to(self.device), mask).float(), mask
 
@@ -181,6 +186,14 @@ class Predictor:
             lengths = self.tokenizer.counts(texts, self.add_special)
         else:
             lengths = np.array([len(row) for row in self._pairs(texts)], np.int64)
+        if self.max_len is not None and self.truncate != "error":  # cut as in training
+            lengths = np.minimum(lengths, self.max_len)
+        elif self.max_len is not None and int(lengths.max()) > self.max_len:
+            worst = int(lengths.argmax())
+            raise ZooError(
+                f"sequence '{chunk[worst][0]}' has {int(lengths[worst])} tokens, more than the data.max_len="
+                f"{self.max_len} that {self.path} was trained with: cut it into windows"
+            )
         limit = getattr(self.model, "max_len", None)
         if limit is not None and int(lengths.max()) > limit:
             worst = int(lengths.argmax())
@@ -211,12 +224,19 @@ class Predictor:
             return [[{"name": name, **self._row(row)}] for name, row in zip(names, scores, strict=True)]
         found = []
         for name, text, row, kept in zip(names, texts, scores, mask.cpu(), strict=True):
-            spans = self.tokenizer.offsets(text, self.add_special)
+            spans = self._kept(self.tokenizer.offsets(text, self.add_special), int(kept.sum()))
             tokens_of = zip(spans, row[kept], strict=True)
             found.append(
                 [{"name": name, "start": int(a), "end": int(b), **self._row(r)} for (a, b), r in tokens_of if b > a]
             )
         return found
+
+    def _kept(self, spans: np.ndarray, count: int) -> np.ndarray:
+        """Spans of a text's tokens without those that were cut off to leave *count*; special tokens stay."""
+        before, behind = (len(self.tokenizer.prefix), len(self.tokenizer.suffix)) if self.add_special else (0, 0)
+        inner, end = spans[before : len(spans) - behind], len(spans) - behind
+        inner = inner[len(spans) - count :] if self.truncate == "left" else inner[: count - before - behind]
+        return np.concatenate([spans[:before], inner, spans[end:]])
 
     def _scores(self, logits: Tensor) -> Tensor:
         if self.kind == "regression":

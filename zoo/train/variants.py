@@ -48,7 +48,8 @@ class Effect:
         score: None where *note* says why there is none.
         ref, alt: the two numbers it was made of (log-likelihoods, log-probabilities); None for distances.
         note: `too_long` (longer than half the window), `near_unknown` (N within the alleles' k-mers, which are then
-            one unknown token whatever the allele), `not_single_base` or `no_context` (method `upstream`).
+            one unknown token whatever the allele), `unknown_in_window` (where such are to be skipped),
+            `not_single_base` or `no_context` (method `upstream`).
     """
 
     score: float | None
@@ -68,7 +69,12 @@ class VariantScorer:
             for models that give no likelihoods.
         window: bases; None takes what the model was trained on, else its longest input up to 8,192 bases, else 1,024.
         strand: `+`, `-` or `both`.
+        unknown: alleles whose windows hold N or other letters than A, C, G and T: `score` them all the same (such
+            letters are no evidence, but the model reads them), or `skip` them.
         batch_size, batch_tokens: most windows, and most tokens with padding, at a time; None: what suits the device.
+
+    Attributes:
+        beside_unknown: alleles so far that were scored in a window with such letters.
 
     Raises:
         ZooError: the model cannot be scored that way, or takes no such window.
@@ -81,6 +87,7 @@ class VariantScorer:
         window: int | None = None,
         strand: str = "+",
         *,
+        unknown: Literal["score", "skip"] = "score",
         batch_size: int = 64,
         batch_tokens: int | None = None,
         device: Any = None,
@@ -89,7 +96,7 @@ class VariantScorer:
         self.step = int(getattr(self.reader.tokenizer, "k", 1))
         self.method = method or self._default()
         self.strands = {"+": (False,), "-": (True,), "both": (False, True)}[strand]
-        self.size = batch_size
+        self.size, self.unknown, self.beside_unknown = batch_size, unknown, 0
         rows = int(self.reader.model.embed.weight.shape[0])
         self.tokens = batch_tokens or self.reader.batch_tokens
         if self.method == "llr":
@@ -162,7 +169,20 @@ class VariantScorer:
             if set(around) - set(b"ACGT"):
                 return ["near_unknown"] * len(site.alts)
         most = self.window // 2  # longer ones leave the model little to see them in
-        return ["too_long" if max(len(alt), len(site.ref)) > most else "" for alt in site.alts]
+        notes = ["too_long" if max(len(alt), len(site.ref)) > most else "" for alt in site.alts]
+        if "" in notes and self._beside(site):
+            if self.unknown == "skip":
+                return [note or "unknown_in_window" for note in notes]
+            self.beside_unknown += notes.count("")
+        return notes
+
+    def _beside(self, site: Site) -> bool:
+        """Whether the window of a site's reference allele holds letters that are no base."""
+        if self.method == "upstream":
+            texts = [self._context(site, flip) for flip in self.strands]
+        else:
+            texts = [cut(site, (), self.window, self.step)[0].text]
+        return any(text.translate(None, b"ACGT") for text in texts)
 
     def _windows(self, sites: Sequence[Site], flip: bool, equal: bool) -> list[list[Haplotype]]:
         found = [cut(site, site.alts, self.window, self.step, equal) if site.alts else [] for site in sites]

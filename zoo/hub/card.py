@@ -25,6 +25,24 @@ TASK_TAGS = {
 METRIC_NAMES = {"mcc": "Matthews correlation", "accuracy": "accuracy", "f1": "macro F1", "auroc": "AUROC",
                 "bits_per_base": "bits per base", "perplexity": "perplexity", "loss": "loss",
                 "psnr": "PSNR, dB"}  # fmt: skip
+FACTS = ("what", "value")  # a Markdown table needs a header, and an empty one shows as an empty row
+# what to do with `model` of a published model that reads no text, by its task; sizes are those of the model
+USES = {
+    "reconstruct": "size = model.config.preprocess.size\n{call}(torch.rand(1, 3, size, size))  # a picture in [0, 1]",
+    "reconstruct_video": "{call}(torch.rand(1, 3, 17, 128, 128))  # a clip of 17 frames in [0, 1]",
+    "generate_images": (
+        "ids = torch.zeros(1, model.config.length, dtype=torch.long)  # tokens of a picture\n"
+        "with torch.no_grad():\n"
+        "    logits = model(ids, torch.tensor([0]))  # of the first class\n"
+        "print(logits.shape)"
+    ),
+    "generate_video": ("from zoo.generate.next_block import generate_blocks\n\n{begin}\nprint(made.codes.shape)"),
+    "answer": (
+        "size = model.config.tower.size\n"
+        "ids = torch.tensor([1, model.config.image_token, 5])  # Vicuna's ids, the picture among them\n"
+        "print(model.answer(ids, torch.rand(1, 3, size, size), m=4, new=3))  # with 4 visual tokens"
+    ),
+}
 SPDX = {"apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc0-1.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0"}
 
 
@@ -56,13 +74,13 @@ def entry_card(name: str) -> str:
     sections = [
         f"# {name}",
         family.about if family else "",
-        table(("", ""), facts),
+        table(FACTS, facts),
         _config_section(changed, entry.model),
         "## Use\nThe weights are those of the official repository, converted when they are loaded.\n\n"
         + code(
             "python needs-hub",
             f'import torch\nimport zoo\n\nartifact = zoo.load("{name}")\n'
-            + _call(family.text if family else "", bool(entry.tokenizer)),
+            + (_call(family.text if family else "", True) if entry.tokenizer else _visual_call(entry)),
         )
         + "\n\nThe same architecture with fresh weights, at a size that runs anywhere:\n\n"
         + code("python", tiny_example(entry.model, catalogue.MODELS[entry.model])),
@@ -75,7 +93,24 @@ def entry_card(name: str) -> str:
     return front_matter(header) + "\n\n".join(part for part in sections if part) + "\n"
 
 
+def _visual_call(entry: catalogue.Entry) -> str:
+    """What to do with a published model that reads no text."""
+    name, call = ("ids", "encode") if entry.vocab else ("latents", "encode_latents")
+    begin = (
+        "condition = torch.zeros(1, model.config.cond_tokens, dtype=torch.long)  # Llama's ids of the class name\n"
+        "made = generate_blocks(model, condition)"
+        if entry.config.get("cond_tokens")
+        else "frames = torch.zeros(1, 1, *model.config.grid[1:], dtype=torch.long)  # codes of the first latent frame\n"
+        "made = generate_blocks(model, frames=frames)"
+    )
+    lines = USES[entry.tasks[0]].format(call=f"{name} = model.{call}", begin=begin)
+    shown = f"\nprint({name}.shape)" if entry.tasks[0].startswith("reconstruct") else ""
+    return f"model = artifact.model\n{lines}{shown}"
+
+
 def _sizes(entry: catalogue.Entry) -> list[tuple[str, str]]:
+    if "answer" in entry.tasks:
+        return [("visual tokens of a picture", f"1 to {entry.context:,}")]
     if entry.tokenizer:
         longest = f"{entry.context:,} tokens" if entry.context else "unbounded"
         return [("longest input", longest), ("vocabulary", f"{entry.vocab:,} tokens (`{entry.tokenizer}`)")]
@@ -96,7 +131,7 @@ def artifact_card(artifact: Artifact) -> str:
     sections = [
         f"# {name}",
         "\n\n".join(text for text in (recipe.get("description", ""), family.about if family else "") if text),
-        table(("", ""), _artifact_facts(artifact)),
+        table(FACTS, _artifact_facts(artifact)),
         _data_section(data, run.get("data", {})),
         _training_section(recipe, run),
         _metrics_section(metrics, data, run),
@@ -170,7 +205,7 @@ def _data_section(data: dict[str, Any], seen: dict[str, Any]) -> str:
     named = (("data set", "title"), ("id", "id"), ("source", "source"), ("licence", "licence"))
     facts = [(key, str(data[name])) for key, name in named if data.get(name)]
     files = [(f"`{item['path'].rsplit('/', 1)[-1]}`", f"`{item['sha256']}`") for item in seen.get("files", ())]
-    parts = [table(("", ""), facts)] if facts else []
+    parts = [table(FACTS, facts)] if facts else []
     if files:
         parts.append(table(("file", "sha256"), files))
     if seen.get("shared"):
@@ -203,7 +238,7 @@ def _training_section(recipe: dict[str, Any], run: dict[str, Any]) -> str:
     rows = [(key, _plain(value)) for key, value in facts if value not in (None, "", [])]
     return (
         "## Training\n"
-        + table(("", ""), rows)
+        + table(FACTS, rows)
         + "\n\nThe whole recipe is `recipe.yaml`, the record of the run `run.json`."
     )
 

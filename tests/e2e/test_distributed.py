@@ -152,6 +152,31 @@ def test_two_ranks_equal_one_and_each_resumes_the_other(data: Path, one: Path, s
     assert_same_run(joined, one)
 
 
+@pytest.mark.slow
+def test_adapters_over_two_ranks_equal_one(data: Path, one: Path) -> None:
+    """LoRA from an artifact: losses, adapters and head of two ranks are those of one, and nothing else has moved."""
+
+    def adapted(strategy: str = "auto") -> dict[str, Any]:
+        recipe = {**recipe_in(data, strategy), "init": str(one / "artifact")}
+        recipe["finetune"] = {"mode": "lora", "lora": {"rank": 2, "alpha": 4.0}}
+        recipe["task"]["optim"]["lr"] = 1e-2
+        return recipe
+
+    train(validate(adapted()), data / "lora-one")
+    two(data, adapted("ddp"), data / "lora-two")
+    assert_same_run(data / "lora-two", data / "lora-one")
+    before = zoo.load(one / "artifact").model.state_dict()
+    after = {key.removeprefix("model."): value for key, value in final(data / "lora-two")["state_dict"].items()}
+    grown = [value for key, value in after.items() if "lora_B" in key]
+    assert grown
+    assert all(value.abs().max() > 1e-4 for value in grown), "adapters start at zero"
+    frozen = [key for key in before if key in after and not key.startswith("head.")]
+    assert frozen
+    for key in frozen:
+        assert torch.equal(after[key], before[key]), f"{key} is not to be trained"
+    assert not torch.equal(after["head.weight"], before["head.weight"])
+
+
 def test_another_batch_over_all_ranks_is_refused(data: Path, one: Path) -> None:
     recipe = copy.deepcopy(recipe_in(data))
     recipe["data"]["batch_size"] = 4

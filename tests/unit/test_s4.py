@@ -168,6 +168,22 @@ def test_single_precision_keeps_the_dense_kernel_and_its_gradients() -> None:
         assert float((wanted - given).abs().max() / wanted.abs().max()) < 1e-5
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_implicit_steps_have_the_gradients_of_the_solve(shared: bool) -> None:
+    system = HippoSSM(3, 4, shared=shared, alpha=0.7).double()
+    step, taken, _ = system.matrices()
+    scaled, unit = system.a * system.log_dt.exp()[:, None, None], torch.eye(4, dtype=torch.float64)
+    left = unit - 0.7 * scaled
+    right = torch.cat([unit + 0.3 * scaled, (system.log_dt.exp()[:, None] * system.b)[..., None]], -1)
+    expected = torch.linalg.solve(left, right)
+    torch.testing.assert_close(torch.cat([step, taken[..., None]], -1), expected, rtol=1e-12, atol=1e-13)
+    weight, leaves = torch.randn_like(expected), [system.log_dt, system.a, system.b]
+    wanted = torch.autograd.grad((expected * weight).sum(), leaves)
+    given = torch.autograd.grad((torch.cat([step, taken[..., None]], -1) * weight).sum(), leaves)
+    for a, b in zip(given, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
 @pytest.mark.parametrize(("length", "outputs"), [(1, 1), (5, 2), (40, 1)])
 def test_dense_kernel_gradients(length: int, outputs: int) -> None:
     less, b, c = (0.2 * torch.randn(2, 3, 3), torch.randn(2, 3), torch.randn(outputs, 2, 3))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from zoo.nn.dense_ssm import dense_kernel, dense_scan
 from zoo.nn.series import closed_loop
@@ -203,11 +205,44 @@ class HippoSSM(DenseSSM):
         return [self.log_dt, self.a, self.b]
 
     def matrices(self) -> tuple[Tensor, Tensor, Tensor]:
+        less, taken = self._discrete()
+        return less + torch.eye(less.shape[-1], dtype=less.dtype, device=less.device), taken, self.c.to(less.dtype)
+
+    def kernel(self, length: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        less, taken = self._discrete()
+        return dense_kernel(less.to(dtype), taken.to(dtype), self.c.to(dtype), length)
+
+    def _discrete(self) -> tuple[Tensor, Tensor]:
+        """(A_d - I, B_d) = (I - α dt A)^-1 dt (A, B): [H, N, N], [H, N]."""
         exact = exact_dtype(self.log_dt.device)
-        dt = self.log_dt.to(exact).exp()[:, None, None]
-        a, b = self.a.to(exact), self.b.to(exact)
-        unit = torch.eye(a.shape[-1], dtype=exact, device=a.device)
-        scaled = a * dt  # [H, N, N]
-        right = torch.cat([unit + (1 - self.alpha) * scaled, dt * b[..., None].expand(*scaled.shape[:2], 1)], dim=-1)
-        solved = torch.linalg.solve(unit - self.alpha * scaled, right)
-        return solved[..., :-1], solved[..., -1], self.c.to(exact)
+        parts = self.log_dt.to(exact).exp(), self.a.to(exact), self.b.to(exact)
+        both = _Implicit.apply(*parts, self.alpha)
+        return both[..., :-1], both[..., -1]
+
+
+class _Implicit(torch.autograd.Function):
+    """(I - α dt A)^-1 dt [A, b] for dt [H], a [1 or H, N, N], b [1 or H, N]: [H, N, N + 1]."""
+
+    @staticmethod
+    def forward(ctx: Any, dt: Tensor, a: Tensor, b: Tensor, alpha: float) -> Tensor:
+        right = torch.cat([a, b[..., None]], dim=-1) * dt[:, None, None]
+        left = right[..., :-1] * -alpha
+        left.diagonal(dim1=1, dim2=2).add_(1)
+        factors, pivots = torch.linalg.lu_factor(left)
+        solved = torch.linalg.lu_solve(factors, pivots, right)
+        ctx.alpha = alpha
+        ctx.save_for_backward(dt, a, b, factors, pivots, solved)
+        return solved
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        dt, a, b, factors, pivots, solved = ctx.saved_tensors
+        with torch.autocast(g.device.type, enabled=False):
+            dright = torch.linalg.lu_solve(factors, pivots, g, adjoint=True)
+            # -α dt A stands on the left too: its gradient is that of the right side times what was solved for
+            dright[..., :-1] += torch.bmm(dright, solved.transpose(1, 2)).mul_(ctx.alpha)
+            ddt = (dright[..., :-1] * a).sum((1, 2)) + (dright[..., -1] * b).sum(1)
+            dright.mul_(dt[:, None, None])
+            both = dright.sum(0, keepdim=True) if len(a) == 1 else dright
+        return ddt, both[..., :-1], both[..., -1], None

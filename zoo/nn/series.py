@@ -11,7 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from zoo.nn.spectra import ring_size, run_tasks
 
-POINTS = 1 << 17  # of all rings of a block of channels: they and their spectra stay in a core's cache
+FEW = 32  # coefficients of an inverse that are substituted: transforms so short cost more than they do
+POINTS = 1 << 18  # of all rings of a block of channels: they and their spectra stay in a core's cache
 
 
 def closed_loop(sums: Tensor, outputs: int) -> Tensor:
@@ -24,12 +25,17 @@ def closed_loop(sums: Tensor, outputs: int) -> Tensor:
 
 
 def _inverse(a: Tensor, terms: int) -> Tensor:
-    """1 / a mod x^terms (a power of two) for a [D, L] with a_0 = 1, by Newton's iteration.
+    """1 / a mod x^terms (a power of two) for a [D, L] with a_0 = 1: the first few by substitution, then Newton's way.
 
     From n right coefficients j come 2n: j - j (a j - 1). Products are cyclic of length 2n; what wraps round falls on
     coefficients that are known.
     """
-    j = torch.ones_like(a[:, :1])
+    few = min(terms, FEW)
+    padded = torch.nn.functional.pad(a[:, :few], (few - 1, 0))
+    matrix = padded.unfold(1, few, 1).flip(2)  # [D, n, n], row i: a_i, a_(i - 1), .. and zeros above the diagonal
+    unit = torch.zeros_like(padded[:, :few, None])
+    unit[:, 0] = 1
+    j = torch.linalg.solve_triangular(matrix, unit, upper=False)[..., 0]
     while (n := j.shape[-1]) < terms:
         spectrum = torch.fft.rfft(j, n=2 * n)
         error = torch.fft.irfft(spectrum * torch.fft.rfft(a[:, : 2 * n], n=2 * n), n=2 * n)[:, n:]

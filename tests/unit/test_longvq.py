@@ -9,6 +9,7 @@ from torch import Tensor
 from zoo.errors import ConfigError
 from zoo.nn.backbone import make_mixer
 from zoo.nn.bidirectional import Bidirectional, BidirectionalConfig
+from zoo.nn.code_attention import code_attention
 from zoo.nn.layout import CAUSAL, FULL, Layout
 from zoo.nn.longvq import LongVQ, LongVQConfig
 
@@ -43,6 +44,30 @@ def test_sums_over_codes_are_attention_to_all_tokens(length: int) -> None:
         layer.distance.normal_()
     x = torch.randn(2, length, 8, dtype=torch.float64)
     torch.testing.assert_close(layer(x, CAUSAL)[0], dense(layer, x), rtol=1e-8, atol=1e-10)
+
+
+def test_code_attention_has_the_gradients_of_its_definition() -> None:
+    size, n, codes = 3, 2, 4
+    shapes = [(2, 2, n, size, 3), (2, 2, (n + 1) * size, 3), (2, 2, (n + 1) * size, 5), (2, codes, 3)]
+    shapes += [(2, 2, n, codes, 5), (2, 2 * size)]
+    q, k, v, book, mean, distance = inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
+    counted = torch.rand(2, 2, n, codes, dtype=torch.float64)
+    counted[..., 1] = -torch.inf
+    first = torch.tensor([True, False])
+    pairs = lambda t: torch.stack([t[:, :, i * size : (i + 2) * size] for i in range(n)], 2)
+    away = size + torch.arange(size)[:, None] - torch.arange(2 * size)
+    near = q @ pairs(k).transpose(-1, -2) * 3**-0.5 + distance[:, away.clamp_min(0)][:, None]
+    hidden = (away < 0).expand(2, 1, n, -1, -1).clone()
+    hidden[0, :, 0, :, :size] = True
+    far = torch.einsum("bhntd,hsd->bhnts", q, book) * 3**-0.5 + counted[..., None, :]
+    weights = torch.cat([near.masked_fill(hidden, -torch.inf), far], -1).softmax(-1)
+    expected = weights @ torch.cat([pairs(v), mean], 3)
+    actual = code_attention(q, k, v, book, mean, counted, distance, first)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-11)
+    weight = torch.randn_like(expected)
+    wanted = torch.autograd.grad((expected * weight).sum(), inputs)
+    for a, b in zip(torch.autograd.grad((actual * weight).sum(), inputs), wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
 
 def test_commitment_pulls_keys_to_their_codes_without_touching_the_output() -> None:

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.config import config
 from zoo.errors import ConfigError
+from zoo.nn.code_attention import code_attention
 from zoo.nn.longconv import long_conv
 from zoo.nn.memory import join, rest
 from zoo.nn.mixer import Cost, MixerInfo, ParamGroup
@@ -185,47 +186,44 @@ class LongVQ(RowMixer):
         """
         cfg, size = self.config, self.config.block
         n, device = q.shape[1], q.device
-        split = lambda t: t.unflatten(-1, (cfg.num_heads, -1)).permute(0, 3, 1, 2, 4)  # [B, H, n, T, d]
-        both = torch.cat([torch.cat([last[:, None], rows[:, :-1]], 1), rows], dim=2)
-        q, k, v = split(q), split(both[..., : self.keys]), split(both[..., self.keys :])
+        split = lambda t: t.unflatten(-1, (cfg.num_heads, -1)).transpose(1, 2)  # [B, H, ., d]
+        line = torch.cat([last, rows.flatten(1, 2)], 1)  # the block before, then these: [B, (n + 1) T, .]
+        q, k, v = (
+            split(q.flatten(1, 2)).unflatten(2, (n, size)),
+            split(line[..., : self.keys]),
+            split(line[..., self.keys :]),
+        )
         book = self.codebook.to(q.dtype)
         code = self.nearest(k)
-        head = torch.arange(cfg.num_heads, device=device)[:, None, None]
-        chosen = book[head, code]
+        hot = torch.zeros(*code.shape, cfg.codes, dtype=q.dtype, device=device).scatter_(-1, code[..., None], 1.0)
+        chosen = hot @ book
         straight = chosen + (k - k.detach())  # the code's value, and k's gradient
-        near = q @ straight.transpose(-1, -2) * cfg.key_dim**-0.5  # [B, H, n, T, 2T]
-        i, j = torch.arange(size, device=device)[:, None], torch.arange(2 * size, device=device)
-        behind = i + size - j
-        near = near + self.distance.to(q.dtype)[:, behind.clamp(0, 2 * size - 1)][:, None]
-        block = torch.arange(n, device=device)
-        follows = before[:, None] + block > 0  # [B, n]: there is a block before
-        seen = (behind >= 0) & ((j >= size) | follows[:, :, None, None])
-        near = near.masked_fill(~seen[:, None], -torch.inf)
         # the block before becomes part of the sums when this one is complete
-        hot = F.one_hot(code[..., :size], cfg.codes).to(q.dtype) * follows[:, None, :, None, None]
-        added = hot.transpose(-1, -2) @ F.pad(v[..., :size, :], (0, 1), value=1.0)  # [B, H, n, S, dv + 1]
+        before_first = before == 0
+        hot = hot[:, :, : n * size].unflatten(2, (n, size))
+        added = hot.transpose(-1, -2) @ F.pad(v[:, :, : n * size], (0, 1), value=1.0).unflatten(2, (n, size))
+        block = torch.arange(n, device=device)
         whole = (block + 1) * size <= left[:, None]
-        added = added * whole[:, None, :, None, None]
+        counts = whole & ((block > 0) | ~before_first[:, None])  # [B, n]: it is complete and follows another
+        added = added * counts[:, None, :, None, None]  # [B, H, n, S, dv + 1]
         past = sums[:, :, None] + added.cumsum(2) - added
-        amount = past[..., -1]
-        far = torch.einsum("bhntd,hsd->bhnts", q, book) * cfg.key_dim**-0.5
+        amount = past[..., -1].detach()
         counted = amount.clamp_min(1).log().masked_fill(amount == 0, -torch.inf)
-        weights = torch.cat([near, far + counted[..., None, :]], dim=-1).softmax(-1)
         mean = past[..., :-1] / amount.clamp_min(1)[..., None]
-        y = weights @ torch.cat([v, mean], dim=3)
+        y = code_attention(q, straight, v, book, mean, counted, self.distance.to(q.dtype), before_first)
         done = whole.sum(1)
         ended = rows.gather(1, (done - 1).clamp_min(0)[:, None, None, None].expand(-1, 1, *rows.shape[2:]))[:, 0]
         last = torch.where((done > 0)[:, None, None], ended, last)
         real = torch.arange(n * size, device=device).view(n, size) < left[:, None, None]
-        miss = ((k - chosen.detach())[..., size:, :].square().sum(-1) * real[:, None]).sum()
+        missed = (k - chosen.detach())[:, :, size:].square().sum(-1).unflatten(2, (n, size))
+        miss = (missed * real[:, None]).sum()
         return y.permute(0, 2, 3, 1, 4).flatten(3).flatten(1, 2), last, sums + added.sum(2), miss
 
     def nearest(self, k: Tensor) -> Tensor:
-        """Index of the nearest code of keys [B, H, ..., dk] -> [B, H, ...]."""
+        """Index of the nearest code of keys [B, H, L, dk] -> [B, H, L]."""
         with torch.no_grad():
             book = self.codebook.to(k.dtype)
-            size = book.square().sum(-1).view(1, len(book), *[1] * (k.ndim - 3), -1)
-            return (size - 2 * torch.einsum("bh...d,hsd->bh...s", k, book)).argmin(-1)
+            return (book.square().sum(-1)[:, None] - 2 * (k @ book.transpose(1, 2))).argmin(-1)
 
     def _begin(self, batch: int, device: torch.device | str, dtype: torch.dtype) -> LongVQState:
         cfg = self.config

@@ -39,6 +39,7 @@ class VQADataConfig(DataConfig):
         preprocess: resizing, crop and size of the pictures.
         cache: keep the resized pictures in memory.
         limit: use only so many questions of each split, spread evenly; 0 uses all.
+        val_limit: the same for the val split alone, which is measured while a model trains.
         batch_size, eval_batch_size: questions a batch, in training and otherwise (None: the same).
     """
 
@@ -51,6 +52,7 @@ class VQADataConfig(DataConfig):
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     cache: bool = True
     limit: int = 0
+    val_limit: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,8 +62,8 @@ class VQADataConfig(DataConfig):
             raise ValueError(f"image_token must be negative, no id of a word, got {self.image_token}")
         if self.prompt.count("{image}") != 1:
             raise ValueError(f"prompt must hold {{image}} once, got '{self.prompt}'")
-        if min(self.batch_size, self.limit + 1) < 1:
-            raise ValueError("batch_size must be at least 1 and limit at least 0")
+        if min(self.batch_size, self.limit + 1, self.val_limit + 1) < 1:
+            raise ValueError("batch_size must be at least 1, limit and val_limit at least 0")
 
 
 @dataclass(frozen=True)
@@ -197,8 +199,9 @@ class VQAData(Data):
         }  # fmt: skip
         sources: dict[str, Source] = {}
         for split, questions in splits.items():
-            if cfg.limit and len(questions) > cfg.limit:
-                questions = [questions[i] for i in np.linspace(0, len(questions) - 1, cfg.limit).astype(int)]
+            limit = min(n for n in (cfg.limit, cfg.val_limit * (split == "val"), len(questions)) if n)
+            if len(questions) > limit:
+                questions = [questions[i] for i in np.linspace(0, len(questions) - 1, limit).astype(int)]
             missing = next((question.image for question in questions if not question.image.is_file()), None)
             if missing is not None:
                 raise ZooError(f"the {split} split asks about the picture '{missing}', which does not exist")

@@ -14,7 +14,7 @@ import torch
 
 from zoo.errors import ConfigError, ZooError
 from zoo.train import bench, bench_baselines
-from zoo.train.bench_baselines import SmallCNN, encode, features, fit, read_rows, regression
+from zoo.train.bench_baselines import SmallCNN, encode, features, fit, one_hot, read_rows, regression
 from zoo.train.bench_report import markdown, table_rows
 from zoo.train.bench_suites import BenchSet, Suite, load_suite
 
@@ -82,8 +82,30 @@ def test_regression_agrees_with_another_implementation() -> None:
 
 
 def test_the_network_has_the_announced_size() -> None:
-    assert 55_000 < sum(p.numel() for p in SmallCNN(2).parameters()) < 59_000
-    assert SmallCNN(3)(torch.zeros(4, 60, dtype=torch.long)).shape == (4, 3)
+    assert 57_000 < sum(p.numel() for p in SmallCNN(2, 60).parameters()) < 62_000
+    codes = torch.tensor([[0, 1, 2, 3, 4] * 12] * 4)
+    x = one_hot(codes)
+    assert x.shape == (4, 4, 60)
+    assert x[0, :, :5].argmax(0).tolist() == [0, 1, 2, 3, 0]
+    assert not x[0, :, 4].any()
+    assert SmallCNN(3, 60)(x).shape == (4, 3)
+
+
+def test_the_network_sees_places_and_words_anywhere() -> None:
+    """A word's place changes what the head reads in its parts, and not its maximum and mean over the whole."""
+    torch.manual_seed(0)
+    model = SmallCNN(2, 400).eval()
+    with torch.no_grad():
+        model.out.weight.normal_()
+    plain = encode([b"A" * 400])
+    early, late = plain.clone(), plain.clone()
+    early[0, 100:108] = late[0, 300:308] = encode([b"GATTACAG"])[0]
+    read = lambda codes: model(one_hot(codes))
+    assert not torch.allclose(read(early), read(late), atol=1e-3)
+    with torch.no_grad():
+        model.out.weight[:, : 16 * 56] = 0
+    torch.testing.assert_close(read(early), read(late))
+    assert not torch.allclose(read(early), read(plain), atol=1e-4)
 
 
 def test_floors_learn_what_can_be_learned(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

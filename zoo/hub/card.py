@@ -36,7 +36,7 @@ USES = {
         "    logits = model(ids, torch.tensor([0]))  # of the first class\n"
         "print(logits.shape)"
     ),
-    "generate_video": ("from zoo.generate.next_block import generate_blocks\n\n{begin}\nprint(made.codes.shape)"),
+    "generate_video": "{begin}\nprint(made.codes.shape)",
     "answer": (
         "size = model.config.tower.size\n"
         "ids = torch.tensor([1, model.config.image_token, 5])  # Vicuna's ids, the picture among them\n"
@@ -71,6 +71,7 @@ def entry_card(name: str) -> str:
         ("licence of the weights", entry.licence),
     ]
     changed = {key: value for key, value in entry.config.items() if defaults.get(key) != value}
+    more = "from zoo.generate.next_block import generate_blocks\n" if "generate_video" in entry.tasks else ""
     sections = [
         f"# {name}",
         family.about if family else "",
@@ -79,7 +80,7 @@ def entry_card(name: str) -> str:
         "## Use\nThe weights are those of the official repository, converted when they are loaded.\n\n"
         + code(
             "python needs-hub",
-            f'import torch\nimport zoo\n\nartifact = zoo.load("{name}")\n'
+            f'import torch\nimport zoo\n{more}\nartifact = zoo.load("{name}")\n'
             + (_call(family.text if family else "", True) if entry.tokenizer else _visual_call(entry)),
         )
         + "\n\nThe same architecture with fresh weights, at a size that runs anywhere:\n\n"

@@ -157,6 +157,16 @@ def test_the_released_7b_loads_strictly() -> None:
     assert shapes(convert.to_official(model.state_dict(), config)) == shapes(official)
 
 
+@pytest.mark.parametrize(("m", "tera"), [(8, 1.24), (16, 1.34), (36, 1.57), (64, 2.0), (144, 2.8), (256, 4.5)])
+def test_flops_of_the_released_7b_are_those_of_the_papers_figure(m: int, tera: float) -> None:
+    from zoo.train.budget import decoder_flops
+
+    with torch.device("meta"):
+        model = MQT(MQTConfig())
+    # read off the figure, whose questions have about 86 tokens of text
+    assert decoder_flops(model, m, 86) / 1e12 == pytest.approx(tera, rel=0.1)
+
+
 def test_the_released_projectors_load_strictly() -> None:
     official_config, official = released("gordonhu__MQT-LLaVA-7b__query_abstractor")
     with torch.device("meta"):

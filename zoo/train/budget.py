@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.errors import ZooError
-from zoo.models.mqt import IGNORE, MQT
+from zoo.models.mqt import IGNORE, MQT, REDUCERS
 from zoo.tasks.vqa import VQA, VQAConfig
 
 
@@ -44,53 +44,97 @@ def budgets_of(model: MQT, wanted: Sequence[int] = (), reduced: bool = False) ->
     return tuple(wanted) or tuple(m for m in (1, 2, 4, 16, 64, 256) if m <= most)
 
 
+class Plan(NamedTuple):
+    """One way to choose visual tokens, and how many.
+
+    Attributes:
+        method: `elastic`, the order of the query transformer; `all`, one token a patch; or the name of a rule.
+        tokens: m.
+    """
+
+    method: str
+    tokens: int
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """Arguments of `MQT.visual_tokens`."""
+        return {"m": self.tokens, "reducer": self.method if self.method in REDUCERS else ""}
+
+
+def plans_of(model: MQT, wanted: Sequence[int] = (), reducers: Sequence[str] = ()) -> list[Plan]:
+    """What `budget_table` measures; pooling only where its grid divides.
+
+    Raises:
+        ZooError: see `budgets_of`.
+    """
+    most, elastic = model.config.max_tokens, model.config.projector == "queries"
+    budgets = budgets_of(model, wanted, bool(reducers))
+    own = [Plan("elastic", m) for m in budgets] if elastic else [Plan("all", most)]
+    return own + [Plan(kind, m) for kind in reducers for m in budgets if kind != "pool" or pools(model, m)]
+
+
+@torch.inference_mode()
+def accuracies(model: MQT, loader: Any, plans: Sequence[Plan]) -> tuple[list[float], int]:
+    """Share of right answers of each plan on the batches of *loader*, and how many questions those hold.
+
+    Raises:
+        ZooError: no question at all, or a rule that this model's tower cannot serve.
+    """
+    task = VQA(model.eval(), VQAConfig()).eval()
+    hits, count = [0] * len(plans), 0
+    for batch in loader:
+        batch = {key: torch.as_tensor(value) for key, value in batch.items()}
+        for i, plan in enumerate(plans):
+            hits[i] += int(task.answer(batch, **plan.asked)[1].sum())
+        count += len(batch["ids"])
+    if not count:
+        raise ZooError("the split holds no question")
+    return [found / count for found in hits], count
+
+
 @torch.no_grad()
+def costs(model: MQT, batch: dict[str, Any], plans: Sequence[Plan], repeats: int = 5) -> list[dict[str, float]]:
+    """Work and time of each plan on the prompts of a batch, tower included.
+
+    `mflops` counts the pass on one prompt, `decoder_mflops` the decoder's prefill as the paper's figures do.
+    `latency_ms` is the least of *repeats* passes on one prompt, `batch_ms` that of the batch divided by its samples.
+    """
+    model.eval()
+    many = {key: torch.as_tensor(value) for key, value in batch.items()}
+    one = prompt_of({key: value[:1] for key, value in many.items()})
+    several = {key: many[key] for key in one}
+    text = one["ids"].shape[1] - 1  # the placeholder is no text
+    found = []
+    for plan in plans:
+        ask = lambda inputs, plan=plan: model(**inputs, **plan.asked)
+        with FlopCounterMode(display=False) as counter:
+            ask(one)
+        found.append({
+            "decoder_mflops": decoder_flops(model, plan.tokens, text) / 1e6,
+            "mflops": counter.get_total_flops() / 1e6,
+            "latency_ms": fastest(ask, one, repeats),
+            "batch_ms": fastest(ask, several, repeats) / len(several["ids"]),
+        })  # fmt: skip
+    return found
+
+
 def budget_table(
     model: Any, loader: Any, wanted: Sequence[int] = (), reducers: Sequence[str] = (), repeats: int = 5
 ) -> list[dict[str, Any]]:
-    """One row for each way to choose tokens and each number of them.
-
-    The ways are `elastic`, the order of the query transformer (`all` for a model of one token a patch), and *reducers*,
-    training-free rules of `MQT.visual_tokens`; pooling has rows only where its grid divides. `mflops` counts the whole
-    pass on one prompt, `decoder_mflops` the decoder's prefill as the paper's figures do. `latency_ms` is the least of
-    *repeats* whole passes on one prompt, tower included, `batch_ms` that of a batch divided by its samples.
+    """One row for each plan: `method`, `tokens`, `accuracy`, what `costs` gives, and `questions`.
 
     Raises:
-        ZooError: the model is no MQT, or see `budgets_of`; a rule that this model's tower cannot serve.
+        ZooError: the model is no MQT; see `budgets_of` and `accuracies`.
     """
     if not isinstance(model, MQT):
         raise ZooError(f"a budget of visual tokens is measured for an MQT, not for a {type(model).__name__}")
-    most, elastic = model.config.max_tokens, model.config.projector == "queries"
-    budgets = budgets_of(model, wanted, bool(reducers))
-    plans = [("elastic", "", m) for m in budgets] if elastic else [("all", "", most)]
-    plans += [(kind, kind, m) for kind in reducers for m in budgets if kind != "pool" or pools(model, m)]
-    task = VQA(model.eval(), VQAConfig()).eval()
-    hits = dict.fromkeys(plans, 0)
-    count, sample, largest = 0, None, None
-    for batch in loader:
-        batch = {key: torch.as_tensor(value) for key, value in batch.items()}
-        largest = batch if largest is None else largest
-        sample = {key: value[:1] for key, value in batch.items()} if sample is None else sample
-        for way, kind, m in plans:
-            hits[way, kind, m] += int(task.answer(batch, m if elastic or kind else None, kind)[1].sum())
-        count += len(batch["ids"])
-    if sample is None or largest is None:
-        raise ZooError("the split holds no question")
-    one = prompt_of(sample)
-    many = {key: largest[key] for key in one}
-    text = one["ids"].shape[1] - 1  # the placeholder is no text
-    rows = []
-    for way, kind, m in plans:
-        ask = lambda b, m=m, kind=kind: model(b["ids"], b["pixels"], b["valid"], m=m, reducer=kind)
-        with FlopCounterMode(display=False) as counter:
-            ask(one)
-        rows.append({
-            "method": way, "tokens": m, "accuracy": hits[way, kind, m] / count,
-            "decoder_mflops": decoder_flops(model, m, text) / 1e6, "mflops": counter.get_total_flops() / 1e6,
-            "latency_ms": fastest(lambda ask=ask: ask(one), repeats),
-            "batch_ms": fastest(lambda ask=ask: ask(many), repeats) / len(many["ids"]), "questions": count,
-        })  # fmt: skip
-    return rows
+    plans = plans_of(model, wanted, reducers)
+    right, count = accuracies(model, loader, plans)
+    work = costs(model, next(iter(loader)), plans, repeats)
+    return [
+        {"method": plan.method, "tokens": plan.tokens, "accuracy": accuracy, **cost, "questions": count}
+        for plan, accuracy, cost in zip(plans, right, work, strict=True)
+    ]
 
 
 def prompt_of(sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -106,12 +150,12 @@ def pools(model: MQT, m: int) -> bool:
     return side**2 == model.config.max_tokens and small**2 == m and side % small == 0
 
 
-def fastest(fn: Callable[[], Any], repeats: int) -> float:
+def fastest(fn: Callable[[Any], Any], argument: Any, repeats: int) -> float:
     """Milliseconds of the fastest of *repeats* calls."""
     seconds = []
     for _ in range(repeats):
         began = time.perf_counter()
-        fn()
+        fn(argument)
         seconds.append(time.perf_counter() - began)
     return 1e3 * min(seconds)
 

@@ -54,6 +54,7 @@ class NBPConfig:
         max_len: learned positions.
         embed_dropout, resid_dropout: on the embedding, and on every sub-layer's output.
         eps: of the layer norms.
+        init_std: standard deviation of the initial weights; that of wide models starts narrow ones too small.
         head: what the model predicts.
     """
 
@@ -74,6 +75,7 @@ class NBPConfig:
     embed_dropout: float = 0.1
     resid_dropout: float = 0.1
     eps: float = 1e-5
+    init_std: float = 0.02
     head: HeadConfig = field(default_factory=lambda: HeadConfig(tied=False))
 
     def __post_init__(self) -> None:
@@ -147,7 +149,7 @@ class NBP(SequenceModel):
         self.register_buffer("order", order, persistent=False)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=config.init_std)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 

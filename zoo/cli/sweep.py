@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import csv
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
+from zoo.cli import launch
 from zoo.cli.common import Parser, table
 from zoo.errors import ZooError
 
@@ -24,6 +26,7 @@ def parser() -> Parser:
             "zoo sweep hyenadna_uci_splice task.optim.lr=1e-3,2e-3 seed=0,1",
             "zoo sweep hyenadna_uci_splice task.optim.lr=log:1e-4:1e-2 model.n_layer=int:1:4 --trials 20",
             "zoo sweep hyenadna_uci_splice task.optim.lr=log:1e-4:1e-2 --trials 40 --resume",
+            "zoo sweep hyenadna_uci_splice seed=0,1,2,3 --launcher submitit --parallel 2 --job cpus_per_task=4",
         ],
     )
     command.add_argument("recipe", metavar="RECIPE")
@@ -37,6 +40,7 @@ def parser() -> Parser:
     )
     command.add_argument("--resume", action="store_true", help="keep the runs that are there and go on")
     command.add_argument("--dry-run", action="store_true", help="show the runs of the grid, train nothing")
+    launch.add_options(command)
     return command
 
 
@@ -54,7 +58,41 @@ def run(args: argparse.Namespace) -> int:
         raise ZooError("a sweep needs a key with several values, as in seed=0,1,2, or --trials with ranges")
     from zoo.cli.train import run_grid
 
-    return run_grid([(overrides, validate(compose(args.recipe, overrides))) for overrides in grid], args)
+    runs = [(overrides, validate(compose(args.recipe, overrides))) for overrides in grid]
+    if args.launcher and not args.dry_run:
+        return launched(args, grid, runs[0][1].name)
+    return run_grid(runs, args)
+
+
+def launched(args: argparse.Namespace, grid: list[list[str]], name: str) -> int:
+    """The grid as jobs; 1 where some of them failed, whose sentences are printed before the table of the others."""
+    from zoo.cli.train import labels, report
+
+    base = Path(args.out or Path("runs") / name)
+    folders = {label: base / label.replace("/", "_") for label in labels(grid)}
+    there = next((place for place in folders.values() if place.exists()), None)
+    if there is not None and not args.resume:
+        raise ZooError(f"'{there}' exists: go on with --resume, or choose another --out")
+    found = _outcomes(args, dict(zip(folders, grid, strict=True)), folders, base)
+    for label, outcome in found.items():
+        if isinstance(outcome, ZooError):
+            print(f"{label}: {outcome}", file=sys.stderr)
+    rows = [(label, found[label]) for label in folders if not isinstance(found[label], ZooError)]
+    if rows:
+        report(rows, base)  # type: ignore[arg-type]
+    return int(len(rows) < len(folders))
+
+
+def _outcomes(
+    args: argparse.Namespace, runs: dict[str, list[str]], folders: dict[str, Path], base: Path
+) -> dict[str, launch.Outcome]:
+    from zoo.train.compose import compose
+
+    jobs = {
+        label: launch.Job(compose(args.recipe, overrides), str(folders[label].absolute()), folders[label].exists())
+        for label, overrides in runs.items()
+    }
+    return launch.launch(args.launcher, jobs, base.absolute(), args.parallel, args.job)
 
 
 def search(args: argparse.Namespace) -> int:
@@ -73,6 +111,7 @@ def search(args: argparse.Namespace) -> int:
         return 0
     try:
         import optuna
+        from optuna.storages.journal import JournalFileBackend
     except ImportError:
         raise ZooError("--trials needs Optuna, which is not installed: pip install 'seqzoo[optuna]'") from None
     journal = base / "study.log"
@@ -80,24 +119,41 @@ def search(args: argparse.Namespace) -> int:
         raise ZooError(f"'{base}' holds a sweep: go on with --resume, or choose another --out")
     base.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal)))
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
     done = len(optuna.load_study(study_name="sweep", storage=storage).trials) if journal.stat().st_size else 0
     study = optuna.create_study(
         study_name="sweep", storage=storage, load_if_exists=True,
         direction="maximize" if mode == "max" else "minimize",
         sampler=optuna.samplers.TPESampler(seed=args.seed + done),
     )  # fmt: skip
-    for _ in range(args.trials - sum(trial.value is not None for trial in study.trials)):
-        trial = study.ask()
-        chosen = [f"{key}={suggest(trial, key, spec)}" for key, spec in free.items()]
-        metrics = _train(args.recipe, [*fixed, *chosen], base / f"trial{trial.number:03d}")
-        if metric not in metrics:
-            raise ZooError(f"the runs have no metric '{metric}' (they have: {', '.join(metrics)})")
-        trial.set_user_attr("metrics", metrics)
-        study.tell(trial, metrics[metric])
+    left, failed = args.trials - sum(trial.value is not None for trial in study.trials), 0
+    while left > 0:
+        trials = [study.ask() for _ in range(min(left, args.parallel if args.launcher else 1))]
+        left -= len(trials)
+        chosen = {
+            f"trial{trial.number:03d}": [*fixed, *(f"{key}={suggest(trial, key, spec)}" for key, spec in free.items())]
+            for trial in trials
+        }
+        folders = {name: base / name for name in chosen}
+        found = (
+            _outcomes(args, chosen, folders, base)
+            if args.launcher
+            else {name: _train(args.recipe, overrides, folders[name]) for name, overrides in chosen.items()}
+        )
+        for trial in trials:
+            metrics = found[f"trial{trial.number:03d}"]
+            if isinstance(metrics, ZooError):
+                print(f"trial{trial.number:03d}: {metrics}", file=sys.stderr)
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                failed += 1
+                continue
+            if metric not in metrics:
+                raise ZooError(f"the runs have no metric '{metric}' (they have: {', '.join(metrics)})")
+            trial.set_user_attr("metrics", metrics)
+            study.tell(trial, metrics[metric])
         _report(study, list(free), metric, mode, base, say=False)
     _report(study, list(free), metric, mode, base, say=True)
-    return 0
+    return int(failed > 0)
 
 
 def split(overrides: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -146,7 +202,8 @@ def suggest(trial: Any, key: str, spec: str) -> Any:
     kind, _, rest = spec.partition(":")
     if kind == "choice":
         return trial.suggest_categorical(key, rest.split("\0"))
-    low, high = numbers(kind, *rest.split(":"), text=spec)
+    first, last = rest.split(":")
+    low, high = numbers(kind, first, last, spec)
     if kind == "int":
         return trial.suggest_int(key, int(low), int(high))
     return trial.suggest_float(key, low, high, log=kind == "log")
@@ -180,4 +237,5 @@ def _report(study: Any, keys: list[str], metric: str, mode: str, base: Path, say
         csv.writer(stream).writerows([header, *rows])
     if say:
         print(table(rows, header, right=range(1, len(header))))
-        print(f"{len(rows)} runs in {base}; the best is {base / rows[0][0] / 'artifact'}")
+        best = f"; the best is {base / rows[0][0] / 'artifact'}" if rows else ""
+        print(f"{len(rows)} runs in {base}{best}")

@@ -71,10 +71,9 @@ def run_one(recipe: RecipeConfig, args: argparse.Namespace) -> int:
 def run_grid(runs: list[tuple[list[str], RecipeConfig]], args: argparse.Namespace) -> int:
     """One sub-folder for each combination, and a table of the metrics at the end."""
     base = Path(args.out or Path("runs") / runs[0][1].name)
-    varied = [i for i in range(len(runs[0][0])) if len({overrides[i] for overrides, _ in runs}) > 1]
+    names = labels([overrides for overrides, _ in runs])
     rows: list[tuple[str, dict[str, float]]] = []
-    for overrides, recipe in runs:
-        label = ",".join(overrides[i] for i in varied)
+    for label, (_, recipe) in zip(names, runs, strict=True):
         if args.dry_run:
             from zoo.cli.dryrun import describe
 
@@ -83,15 +82,24 @@ def run_grid(runs: list[tuple[list[str], RecipeConfig]], args: argparse.Namespac
         result = _train(recipe, base / label.replace("/", "_"), args.resume)
         rows.append((label, result.metrics))
     if rows and result.first:
-        names = list(dict.fromkeys(name for _, metrics in rows for name in metrics))
-        cells = [
-            (label, *(f"{metrics[name]:.4f}" if name in metrics else "" for name in names)) for label, metrics in rows
-        ]
-        text = table(cells, ("run", *names), right=range(1, len(names) + 1))
-        (base / "sweep.txt").write_text(text + "\n", encoding="utf-8")
-        print(text)
-        print(f"{len(rows)} runs in {base}")
+        report(rows, base)
     return 0
+
+
+def labels(grid: list[list[str]]) -> list[str]:
+    """A name for each combination: the overrides in which it differs from the others."""
+    varied = [i for i in range(len(grid[0])) if len({overrides[i] for overrides in grid}) > 1]
+    return [",".join(overrides[i] for i in varied) for overrides in grid]
+
+
+def report(rows: list[tuple[str, dict[str, float]]], base: Path) -> None:
+    """The table of a grid's metrics, on the screen and in sweep.txt."""
+    names = list(dict.fromkeys(name for _, metrics in rows for name in metrics))
+    cells = [(label, *(f"{metrics[name]:.4f}" if name in metrics else "" for name in names)) for label, metrics in rows]
+    text = table(cells, ("run", *names), right=range(1, len(names) + 1))
+    (base / "sweep.txt").write_text(text + "\n", encoding="utf-8")
+    print(text)
+    print(f"{len(rows)} runs in {base}")
 
 
 def _train(recipe: RecipeConfig, out: Path, resume: bool) -> RunResult:

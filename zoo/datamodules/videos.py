@@ -46,7 +46,7 @@ class VideoDataConfig(SplitFilesConfig):
 
     classes: tuple[str, ...] = ()
     frames: int = 17
-    strategy: Strategy = "rand"
+    strategy: Literal["rand", "center", "uniform"] = "rand"
     fps: float = -1.0
     frame_fps: float = 25.0
     size: int = 128

@@ -200,6 +200,8 @@ def test_a_recipe_of_another_set_gets_outputs_and_length(toy: Path) -> None:
 
 
 def test_a_model_is_trained_and_measured(toy: Path) -> None:
+    from zoo.train.bench_suites import section
+
     short = ("trainer.max_epochs=-1", "trainer.max_steps=3", "model.d_model=8", "++model.n_layer=1")
     todo = plan(toy, ["hyenadna_species5"], seeds=[4], overrides=short, keep=toy.parent / "kept")
     (row,) = bench.run(todo, lambda line: None)
@@ -209,4 +211,11 @@ def test_a_model_is_trained_and_measured(toy: Path) -> None:
     assert 0 <= float(row["accuracy"]) <= 1
     assert row["steps"] == "3"
     assert int(row["parameters"]) > 500
-    assert (toy.parent / "kept" / "toy" / "hyenadna_species5" / "seed4" / "artifact" / "model.safetensors").is_file()
+    kept = toy.parent / "kept" / "toy" / "hyenadna_species5" / "seed4" / "artifact"
+    assert (kept / "model.safetensors").is_file()
+    probe = (*short, "+finetune.mode=probe")
+    with pytest.raises(ConfigError, match="needs weights to start from"):
+        bench.run_one(plan(toy, [], overrides=probe), ITEM, "hyenadna_species5", 4, {**section(SUITE, ITEM, toy)})
+    rows = bench.run(plan(toy, ["hyenadna_species5"], seeds=[5], overrides=probe, init=str(kept)), lambda line: None)
+    assert rows[-1]["model"] == "hyenadna_species5 from seed4"
+    assert rows[-1]["steps"] == "3"

@@ -190,7 +190,8 @@ def train_one(
     from zoo.train.recipe import validate
     from zoo.train.run import train
 
-    recipe = validate({**compose_for(plan, item, model, data), "seed": seed})
+    start = {} if plan.init is None else {"init": plan.init}  # a probe or adapters are refused without
+    recipe = validate({**compose_for(plan, item, model, data), "seed": seed, **start})
     place = plan.keep / item.name / label(plan, model) / f"seed{seed}" if plan.keep else None
     folder = place or Path(tempfile.mkdtemp(prefix="zoo-bench-"))
     try:

@@ -15,13 +15,19 @@ from zoo.nn import longconv, spectra
 from zoo.nn.longconv import long_conv, long_conv_naive, two_sided
 
 
-@pytest.fixture(params=["kept", "plain", "split", "split, kept"])
+@pytest.fixture(params=["kept", "kept, padded", "short", "padded", "split", "split, kept", "sliced", "sliced, kept"])
 def transforms(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every way through at any length, with blocks so small that several tasks and sample groups arise."""
-    monkeypatch.setattr(spectra, "SPLIT_FROM", 1 if "split" in request.param else 1 << 40)
+    monkeypatch.setattr(
+        spectra, "SPLIT_FROM", 1 if request.param.startswith("s") and request.param != "short" else 1 << 40
+    )
     monkeypatch.setattr(longconv, "BLOCK", 128)
-    monkeypatch.setattr(longconv, "KEPT", 1 << 40 if request.param == "kept" else 0)
-    monkeypatch.setattr(longconv, "KEPT_SPLIT", 1 << 40 if request.param == "split, kept" else 0)
+    monkeypatch.setattr(longconv, "KEPT", 1 << 40 if request.param.startswith("kept") else 0)
+    monkeypatch.setattr(longconv, "KEPT_SPLIT", 1 << 40 if request.param.endswith(", kept") else 0)
+    if "sliced" in request.param:
+        monkeypatch.setattr(spectra, "SLICE", 4)
+    if "padded" in request.param:  # the transforms of other devices
+        monkeypatch.setattr(longconv, "spectra_for", lambda length, dtype, cpu: spectra.Plain(length, dtype))
     spectra.spectra_for.cache_clear()
     yield request.param
     spectra.spectra_for.cache_clear()
@@ -92,6 +98,29 @@ def test_long_float32_agrees_with_padded_rfft(length: int) -> None:
         assert (ours - right).abs().max() <= 3e-6 * right.abs().max()
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("length", [9000, 16384])
+def test_slices_of_frequencies_change_only_rounding(
+    length: int, bidirectional: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(longconv, "KEPT_SPLIT", 0)
+    args = inputs(2, 3, length, bidirectional=bidirectional, per_sample=False, last=False, dtype=torch.float32)
+    halves = [x.detach().bfloat16().requires_grad_() for x in args]
+    results = []
+    for points in (1 << 40, 1 << 11):
+        monkeypatch.setattr(spectra, "SLICE", points)
+        spectra.spectra_for.cache_clear()
+        for given in (args, halves):
+            y = long_conv(*given, bidirectional=bidirectional)
+            results.append([y, *torch.autograd.grad(y.float().square().sum(), given)])
+    spectra.spectra_for.cache_clear()
+    for whole, sliced in ((0, 2), (1, 3)):
+        for a, b in zip(results[whole], results[sliced], strict=True):
+            bound = 3e-6 if a.dtype == torch.float32 else 1e-2
+            assert a.dtype == b.dtype
+            assert (a - b).abs().max() <= bound * a.abs().max()
+
+
 def test_two_sided_is_the_padded_ring_of_s4() -> None:
     u, k0, k1 = (torch.randn(2, 12, dtype=torch.float64) for _ in range(3))
     ring = nn.functional.pad(k0, (0, 12)) + nn.functional.pad(k1.flip(-1), (12, 0))
@@ -160,10 +189,10 @@ def test_compiles_into_one_graph_in_both_layouts(transforms: str, dynamic: bool)
     compiled(x).sum().backward()
     torch.testing.assert_close(compiled.k.grad, layer.k.grad)
     arguments = (x.transpose(1, 2).requires_grad_(), layer.k, layer.skip, False)
-    if transforms == "kept":
+    if transforms.startswith("kept"):
         torch.library.opcheck(longconv._kept, arguments)
     else:
-        torch.library.opcheck(longconv._long_conv, (*arguments, transforms == "split, kept"))
+        torch.library.opcheck(longconv._long_conv, (*arguments, transforms.endswith(", kept")))
 
 
 def test_checkpointing_and_meta() -> None:

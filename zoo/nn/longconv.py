@@ -128,6 +128,11 @@ def _of(k: Tensor, rows: slice, channels: slice) -> Tensor:
     return k[channels] if k.ndim == 2 else k[rows, channels]
 
 
+def _adding_up(out: Tensor, plan: Plain) -> Tensor:
+    """*out*, or room in full precision in its place where several slices add up."""
+    return out if plan.parts == 1 or out.dtype == plan.dtype else torch.empty_like(out, dtype=plan.dtype)
+
+
 def _within(spectra: Tensor, k: Tensor, rows: slice, block: slice, channels: slice) -> Tensor:
     return spectra[block][channels] if k.ndim == 2 else spectra[rows, block][:, channels]
 
@@ -145,17 +150,26 @@ def _long_conv(
         target = torch.empty_like(source) if _channels_last(y) else y[:, block]
         filters, direct = k[..., block, :], None if skip is None else skip[block].to(plan.dtype)
         for channels, batches in _pieces(len(source), source.shape[1], together, samples):
-            spectrum = None
+            taps, shared = filters, dict[int, Tensor]()
             for rows in batches:
-                if spectrum is None or k.ndim == 3:
-                    taps = _of(filters, rows, channels).to(plan.dtype)
-                    spectrum = plan.filter(taps, None if direct is None else direct[channels])
+                if rows is batches[0] or k.ndim == 3:
+                    taps, shared = plan.ready(_of(filters, rows, channels)), {}
+                ready, into = plan.ready(source[rows, channels]), _adding_up(target[rows, channels], plan)
+                for part in range(plan.parts):
+                    spectrum = shared.get(part)
+                    if spectrum is None:
+                        spectrum = plan.spectrum(taps, None if direct is None else direct[channels], part=part)
+                        if keep:
+                            out = plan.slice(_within(responses, k, rows, block, channels), part)
+                            torch.conj_physical(spectrum, out=out)
+                        if k.ndim == 2 and len(batches) > 1:
+                            shared[part] = spectrum
+                    product = plan.spectrum(ready, part=part)
                     if keep:
-                        torch.conj_physical(spectrum, out=_within(responses, k, rows, block, channels))
-                product = plan.spectrum(source[rows, channels].to(plan.dtype))
-                if keep:
-                    torch.conj_physical(product, out=signals[rows, block][:, channels])
-                plan.signal(product.mul_(spectrum), target[rows, channels])
+                        torch.conj_physical(product, out=plan.slice(signals[rows, block][:, channels], part))
+                    plan.signal(product.mul_(spectrum), into, part=part)
+                if into.dtype != target.dtype:
+                    target[rows, channels] = into
         if _channels_last(y):
             y[:, block] = target
 
@@ -199,29 +213,46 @@ def _long_conv_backward(
         target = torch.empty_like(above) if _channels_last(u) and need_u else du[:, block] if need_u else du
         filters, direct = k[..., block, :], None if skip is None else skip[block].to(plan.dtype)
         for channels, batches in _pieces(len(source), source.shape[1], together, samples):
-            spectrum, total = None, None
+            taps, shared, totals = filters, dict[int, Tensor](), dict[int, Tensor]()
             for rows in batches:
-                arriving = plan.spectrum(above[rows, channels].to(plan.dtype))
+                ready = plan.ready(above[rows, channels])
+                signal = plan.ready(source[rows, channels]) if need_k and not kept else None
+                if need_u and not kept and (rows is batches[0] or k.ndim == 3):
+                    taps, shared = plan.ready(_of(filters, rows, channels)), {}
+                into = _adding_up(target[rows, channels], plan) if need_u else target
+                lags = dk
                 if need_k:
-                    if kept:
-                        product = signals[rows, block][:, channels] * arriving
-                    else:
-                        product = plan.spectrum(source[rows, channels].to(plan.dtype), conj=True).mul_(arriving)
-                    if k.ndim == 3:
-                        plan.taps(product, dk[rows, block][:, channels])
-                    else:
-                        product = product[0] if len(product) == 1 else product.sum(0)
-                        total = product if total is None else total.add_(product)
-                    del product
-                if need_u:
-                    if kept:
-                        spectrum = _within(responses, k, rows, block, channels)
-                    elif spectrum is None or k.ndim == 3:
-                        taps = _of(filters, rows, channels).to(plan.dtype)
-                        spectrum = plan.filter(taps, None if direct is None else direct[channels], conj=True)
-                    plan.signal(arriving.mul_(spectrum), target[rows, channels])
-            if total is not None:
-                plan.taps(total, dk[block][channels])
+                    slot = dk[block][channels] if k.ndim == 2 else dk[rows, block][:, channels]
+                    lags = _adding_up(slot, plan)
+                for part in range(plan.parts):
+                    arriving = plan.spectrum(ready, part=part)
+                    if need_k:
+                        if signal is None:
+                            product = plan.slice(signals[rows, block][:, channels], part) * arriving
+                        else:
+                            product = plan.spectrum(signal, conj=True, part=part).mul_(arriving)
+                        if k.ndim == 2:
+                            product = product[0] if len(product) == 1 else product.sum(0)
+                            product = product.add_(totals.pop(part)) if part in totals else product
+                        if k.ndim == 2 and rows is not batches[-1]:
+                            totals[part] = product
+                        else:
+                            plan.taps(product, lags, part=part)
+                        del product
+                    if need_u:
+                        spectrum = shared.get(part)
+                        if kept:
+                            spectrum = plan.slice(_within(responses, k, rows, block, channels), part)
+                        elif spectrum is None:
+                            part_skip = None if direct is None else direct[channels]
+                            spectrum = plan.spectrum(taps, part_skip, conj=True, part=part)
+                            if k.ndim == 2 and len(batches) > 1:
+                                shared[part] = spectrum
+                        plan.signal(arriving.mul_(spectrum), into, part=part)
+                if need_u and into.dtype != target.dtype:
+                    target[rows, channels] = into
+                if need_k and lags.dtype != dk.dtype and (k.ndim == 3 or rows is batches[-1]):
+                    slot.copy_(lags)
         if _channels_last(u) and need_u:
             du[:, block] = target
 
@@ -269,8 +300,8 @@ def _keep(u: Tensor, k: Tensor, skip: Tensor | None, bidirectional: bool) -> tup
     """The same for small work, where transforms cost more than memory: also gives the spectra of u and k."""
     plan, y = _plan(u), torch.empty_like(u)
     with _full_precision(u):
-        signal = plan.spectrum(u.to(plan.dtype))
-        filters = plan.filter(k.to(plan.dtype), None if skip is None else skip.to(plan.dtype))
+        signal = plan.spectrum(plan.ready(u))
+        filters = plan.spectrum(plan.ready(k), None if skip is None else skip.to(plan.dtype))
         plan.signal(signal * filters, y)
     return y, signal, filters
 
@@ -282,7 +313,7 @@ _kept = torch.library.custom_op("zoo::long_conv_kept", _keep, mutates_args=())
 def _(u: Tensor, k: Tensor, skip: Tensor | None, bidirectional: bool) -> tuple[Tensor, Tensor, Tensor]:
     plan = _plan(u)
     dtype = torch.complex128 if plan.dtype == torch.float64 else torch.complex64
-    signal, filters = ((*x.shape[:-1], plan.ring // 2 + 1) for x in (u, k))
+    signal, filters = ((*x.shape[:-1], *plan.shape) for x in (u, k))
     return torch.empty_like(u), u.new_empty(signal, dtype=dtype), u.new_empty(filters, dtype=dtype)
 
 
@@ -291,17 +322,18 @@ def _keep_backward(
 ) -> tuple[Tensor, Tensor]:
     plan = _plan(g)
     with _full_precision(g):
-        arriving = plan.spectrum(g.to(plan.dtype))
+        # Of the three spectra of a correlation this conjugates g's, and then the result's: with `Twisted` at no cost.
+        arriving = plan.spectrum(plan.ready(g), conj=True)
         du, dk = g.new_empty(0), g.new_empty(0, dtype=plan.dtype)
         if need_k:
-            product = signal.conj_physical().mul_(arriving)
+            product = signal * arriving
             if filters.ndim == 2:
                 product = product[0] if len(product) == 1 else product.sum(0)
             dk = g.new_empty(*filters.shape[:-1], taps, dtype=plan.dtype)
-            plan.taps(product, dk)
+            plan.taps(product, dk, conj=True)
         if need_u:
             du = torch.empty_like(g)
-            plan.signal(arriving.mul_(filters.conj_physical()), du)
+            plan.signal(arriving.mul_(filters), du, conj=True)
         return du, dk
 
 
@@ -325,12 +357,11 @@ def _save_kept(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.save_for_backward(*output[1:])
 
 
-def _backward_kept(ctx: Any, g: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+def _backward_kept(ctx: Any, g: Tensor | None, *_: None, run: Any = _kept_backward) -> tuple[Tensor | None, ...]:
     need_u, need_k, need_skip, _ = ctx.needs_input_grad
     if g is None:
         return None, None, None, None
     signal, filters = ctx.saved_tensors
-    run = _kept_backward if torch.compiler.is_compiling() else _keep_backward
     du, dk = run(g, signal, filters, ctx.taps, need_u, need_k or need_skip)
     lag0 = dk[..., ctx.lag0].reshape(-1, g.shape[1]).sum(0).to(ctx.dtypes[1]) if need_skip else None
     return du if need_u else None, dk.to(ctx.dtypes[0]) if need_k else None, lag0, None
@@ -350,4 +381,4 @@ class _Kept(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _backward_kept(ctx, g)
+        return _backward_kept(ctx, g, run=_keep_backward)

@@ -46,6 +46,11 @@ def test_gradients_of_the_chunked_form() -> None:
     shapes = [(1, 6, 2, 2), (1, 6, 2), (2,), (1, 6, 1, 2), (1, 6, 1, 2), (1, 2, 2, 2)]
     inputs = [torch.rand(s, dtype=torch.float64, requires_grad=True) for s in shapes]
     assert torch.autograd.gradcheck(lambda x, dt, a, b, c, s: ssd(x, dt, -a, b, c, s, 4), inputs)
+    skip = torch.randn(inputs[0].shape[2], dtype=torch.float64, requires_grad=True)
+    x, dt, a, *rest = inputs
+    y, _ = ssd(x, dt, -a, *rest, 4, skip)
+    torch.testing.assert_close(y, ssd(x, dt, -a, *rest, 4)[0] + skip[:, None] * x)
+    assert torch.autograd.gradcheck(lambda skip, x, dt: ssd(x, dt, -a, *rest, 4, skip)[0], (skip, x, dt))
 
 
 def test_a_strong_decay_neither_overflows_nor_leaks() -> None:

@@ -121,9 +121,10 @@ class Mamba2(RowMixer):
             before = state.ssm.to(work) if state is not None else None
             if length == 1 and before is not None:
                 y, end = self._one(u[:, 0], dt[:, 0], a, b[:, 0], c[:, 0], before)
+                y = y + self.skip.to(work)[:, None] * u
             else:
-                y, end = ssd(u, dt, a, b, c, before, cfg.chunk)
-            y = (y + self.skip.to(work)[:, None] * u).flatten(2)
+                y, end = ssd(u, dt, a, b, c, before, cfg.chunk, self.skip.to(work))
+            y = y.flatten(2)
             groups = cfg.n_groups if cfg.norm_per_group else 1
             y = gated_norm(y, gate.to(work), self.norm_weight.to(work), groups, cfg.eps)
         out = self.out_proj(y.to(x.dtype))

@@ -88,6 +88,7 @@ def entry_card(name: str) -> str:
         "## How it is checked\nNames, shapes and number of parameters of this checkpoint are compared with the "
         "published ones; the numbers of the official implementation are reproduced at small sizes with "
         "`zoo verify tests/parity/cases`.",
+        "## Small models of the family\n" + family.measured if family and family.measured else "",
         "## Limits\n" + family.limits if family else "",
         "## Source\n" + family.paper if family else "",
     ]
@@ -275,6 +276,17 @@ def _limits(family: Family | None, data: dict[str, Any], metrics: dict[str, floa
 
 def _use(name: str, artifact: Artifact, family: Family | None) -> str:
     lines = ["import torch", "import zoo", "", 'artifact = zoo.load(".")  # this folder, or its Hub id']
+    if artifact.info["model"] == "mqt" and artifact.tokenizer is not None:
+        lines[1:2] = ["import zoo", "from zoo.datamodules.vqa import prompt"]
+        size = artifact.config.size
+        lines += [
+            "model, tokenizer = artifact.model, artifact.tokenizer",
+            f"picture = torch.rand(1, 3, {size}, {size})  # in [0, 1]",
+            'ids = torch.tensor(prompt("what color is the shape?", tokenizer, model.config.image_token))',
+            "answer = model.answer(ids, picture, m=4, end=tokenizer.special['eos'])",
+            "print(tokenizer.decode(answer.tolist(), skip_special=True))",
+        ]
+        return "\n".join(lines)
     lines.append(_call(family.text if family else "", artifact.tokenizer is not None))
     return "\n".join(lines)
 
@@ -298,6 +310,9 @@ def _command_line(outputs: dict[str, Any], family: str) -> str:
         "image generator": "zoo generate . --num 8 -o samples.png",
     }
     kind = str(outputs.get("task_kind"))
+    if kind == "image" and family == "mqt":
+        ask = 'zoo predict . --image picture.png --question "what color is the shape?" --tokens 4'
+        return "\n\n" + code("sh needs-input", f"zoo verify .\n{ask}\nzoo bench budget . --data questions.yaml")
     if kind == "image" and family in ("maskgit", "rar"):
         kind = "image generator"
     return "\n\n" + code("sh needs-input", "zoo verify .\n" + lines.get(kind, "zoo predict . --fasta sequences.fa"))

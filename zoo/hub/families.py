@@ -20,6 +20,7 @@ class Family:
         tiny: config fields of a model that is built and run in a moment.
         ids: (lowest, highest) token id of the example's random input.
         call: for models that do not read token ids: what the example does with `model`, one expression.
+        measured: what small models of the family reached here, and where the numbers are kept.
     """
 
     about: str
@@ -30,6 +31,7 @@ class Family:
     tiny: dict[str, Any] = field(default_factory=dict)
     ids: tuple[int, int] = (0, 0)
     call: str = ""
+    measured: str = ""
 
 
 _TOKENS = "Its tokens hold several bases, so one changed base can change how the rest of the sequence is cut."
@@ -38,11 +40,11 @@ _STACK = {"widths": [16, 32], "decoder_blocks": 3, "z_channels": 4, "groups": 8,
 
 FAMILIES: dict[str, Family] = {
     "mqt": Family(
-        about="MQT-LLaVA answers questions about pictures with any number of visual tokens from 1 to 256, chosen when "
-        "it is asked: fewer tokens, less work.",
+        about="A vision-language model that answers questions about pictures with any number of visual tokens up to "
+        "its maximum (256 in MQT-LLaVA), chosen when it is asked: fewer tokens, less work.",
         paper="Hu et al. 2024, Matryoshka Query Transformer for Large Vision-Language Models, arXiv:2405.19315",
         limits="The released query transformer looks at the same places of every picture, since its keys hold no "
-        "content. Its decoder is a fine-tuned Vicuna, so Llama 2's community licence applies as well.",
+        "content. The released decoder is a fine-tuned Vicuna, so Llama 2's community licence applies to it as well.",
         tags=("vision-language", "visual-question-answering"),
         tiny={
             "tower": {

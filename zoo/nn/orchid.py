@@ -121,9 +121,14 @@ class ConvNet(nn.Module):
         length, half = x.shape[1], (self.size - 1) // 2
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             assert isinstance(conv, nn.Conv1d)
-            x = F.pad(x.transpose(1, 2), (half, half), mode=self.mode)
             bias = None if conv.bias is None else conv.bias.to(x.dtype)
-            x = F.conv1d(x, conv.weight.to(x.dtype), bias, groups=conv.groups)[..., :length].transpose(1, 2)
+            many, one_each = conv.out_channels // conv.groups, conv.in_channels == conv.groups
+            if one_each and self.mode == "constant" and self.size == 2 * half + 1:  # channels stay last
+                x = F.pad(x if many == 1 else x.repeat_interleave(many, -1), (0, 0, 0, half))
+                x = causal_short_conv(x, conv.weight.to(x.dtype), bias)[:, half:]
+            else:
+                x = F.pad(x.transpose(1, 2), (half, half), mode=self.mode)
+                x = F.conv1d(x, conv.weight.to(x.dtype), bias, groups=conv.groups)[..., :length].transpose(1, 2)
             x = F.gelu(x) if i < len(self.convs) - 1 else x
             if isinstance(norm, nn.LayerNorm):
                 x = F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)

@@ -162,17 +162,21 @@ class Split(Plain):
         self.parts = 1 << (self.parts.bit_length() - 1)  # a divisor of the rows
         self.count = self.half // self.parts  # rows of one slice
         self.shape = (self.half, self.columns)
-        complex_dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
+
+    @cached_property  # as above
+    def tables(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Matrices of each slice: there [2 count, rows], for the conjugate, and back; twiddles [rows / 2, columns]."""
         frequency = torch.arange(self.half, dtype=torch.float64) + 0.5
-        angle = torch.outer(frequency, torch.arange(self.rows, dtype=torch.float64)) * (2 * math.pi / self.rows)
-        angle = angle.view(self.parts, self.count, self.rows)
-        # Of each slice [2 count, rows]: real parts, imaginary parts.
-        self.analysis = torch.cat([angle.cos(), -angle.sin()], 1).to(dtype)
-        self.conjugate = torch.cat([angle.cos(), angle.sin()], 1).to(dtype)
-        self.synthesis = (self.analysis.double() * (2 / self.ring)).transpose(1, 2).to(dtype).contiguous()
-        angle = torch.outer(frequency, torch.arange(self.columns, dtype=torch.float64)) * (-2 * math.pi / self.ring)
-        self.twiddle = torch.polar(torch.ones_like(angle), angle).to(complex_dtype)  # [rows / 2, columns]
-        self.untwiddle = self.twiddle.conj().resolve_conj().contiguous()
+        with torch.inference_mode(False):
+            angle = torch.outer(frequency, torch.arange(self.rows, dtype=torch.float64)) * (2 * math.pi / self.rows)
+            angle = angle.view(self.parts, self.count, self.rows)
+            analysis = torch.cat([angle.cos(), -angle.sin()], 1).to(self.dtype)  # real parts, imaginary parts
+            conjugate = torch.cat([angle.cos(), angle.sin()], 1).to(self.dtype)
+            synthesis = (analysis.double() * (2 / self.ring)).transpose(1, 2).to(self.dtype).contiguous()
+            angle = torch.outer(frequency, torch.arange(self.columns, dtype=torch.float64)) * (-2 * math.pi / self.ring)
+            twiddle = torch.polar(torch.ones_like(angle), angle)
+            twiddle = twiddle.to(torch.complex128 if self.dtype == torch.float64 else torch.complex64)
+            return analysis, conjugate, synthesis, twiddle, twiddle.conj().resolve_conj().contiguous()
 
     def ready(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
@@ -185,13 +189,14 @@ class Split(Plain):
 
     def spectrum(self, x: Tensor, skip: Tensor | None = None, *, conj: bool = False, part: int = 0) -> Tensor:
         lead, x = x.shape[:-1], x.reshape(-1, x.shape[-1] // self.columns, self.columns)
-        matrix = (self.conjugate if conj else self.analysis)[part, :, : x.shape[1]]
+        matrix, twiddle = (self.tables[1], self.tables[4]) if conj else (self.tables[0], self.tables[3])
+        matrix = matrix[part, :, : x.shape[1]]
         parts, z = self._workspace(len(x))
         torch.bmm(matrix.expand(len(x), -1, -1), x, out=parts)  # [N, 2 count, columns]
         torch.complex(parts[:, : self.count], parts[:, self.count :], out=z)
         if skip is not None:  # before the twiddle's column 0, which is 1: an impulse at lag 0
             z.view(*lead, self.count, self.columns)[..., 0] += skip[:, None]
-        z *= self.slice(self.untwiddle if conj else self.twiddle, part)
+        z *= self.slice(twiddle, part)
         z = torch.fft.ifft(z, norm="forward") if conj else torch.fft.fft(z)
         return z.view(*lead, self.count, self.columns)
 
@@ -220,11 +225,11 @@ class Split(Plain):
 
     def _synthesize(self, spectrum: Tensor, rows: int, out: Tensor, part: int, add: bool = True) -> None:
         z = torch.fft.ifft(spectrum.reshape(-1, self.count, self.columns), norm="forward")
-        z *= self.slice(self.untwiddle, part)
+        z *= self.slice(self.tables[4], part)
         parts, _ = self._workspace(len(z))
         parts[:, : self.count] = z.real
         parts[:, self.count :] = z.imag
-        matrix, add = self.synthesis[part, :rows].expand(len(parts), -1, -1), add and part > 0
+        matrix, add = self.tables[2][part, :rows].expand(len(parts), -1, -1), add and part > 0
         if out.is_contiguous() and out.dtype == self.dtype and out.shape[-1] == rows * self.columns:
             whole = out.view(-1, rows, self.columns)
             whole.baddbmm_(matrix, parts) if add else torch.bmm(matrix, parts, out=whole)

@@ -253,3 +253,4 @@ def test_full_sizes_describe_themselves(
     done = zoo("train", recipe, *changes, "--dry-run")
     assert done.status == 0, done.err
     assert f"{parameters:,}" in done.out
+    assert ("tokens a step" if recipe.startswith(("maskgit", "rar")) else "samples a step") in done.out

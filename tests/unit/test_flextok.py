@@ -138,3 +138,18 @@ def test_words_for_wrong_input() -> None:
         model.decode(torch.full((1, 2), 40))
     with pytest.raises(ZooError, match="no VAE"):
         FlexTok(tiny(vae=None)).encode(torch.rand(1, 3, 16, 16))
+
+
+@pytest.mark.parametrize(("init", "looks"), [("default", False), ("scaled", True)])
+def test_scaled_init_reads_the_tokens_and_their_places_at_once(init: str, looks: bool) -> None:
+    """With adaLN-zero the decoder's blocks pass everything through at first; then 0.02 of position is all there is."""
+    torch.manual_seed(3)
+    config = tiny(vae=None, pixel_space=True, channels=3, latent_size=16, patch=8, init=init, prediction="clean")
+    decoder = FlexTok(config).eval().decoder
+    hidden: list[torch.Tensor] = []
+    decoder.norm_out.register_forward_hook(lambda module, inputs, output: hidden.append(output))
+    codes = torch.randn(1, 6, 2)
+    for tokens in (codes, codes[:, [1, 0, 2, 3, 4, 5]]):
+        decoder(torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(4)), torch.ones(1), tokens)
+    change = float((hidden[1] - hidden[0]).abs().mean().detach())
+    assert change > 0.05 if looks else change == 0

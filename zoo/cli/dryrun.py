@@ -16,13 +16,15 @@ def describe(recipe: RecipeConfig) -> str:
         ZooError: whatever would stop the run before its first step.
     """
     found = dry_run(recipe)
+    pictures = found.recipe["data"]["name"] in ("images", "shards")
+    unit, most = ("samples", "") if pictures else ("tokens", f" at most{_product(found)}")
     rows = [
         ("parameters", f"{found.parameters:,}"),
         ("trained", f"{found.trained:,} ({100 * found.trained / found.parameters:.3g} %)"),
         ("steps", f"{found.steps:,}"),
         ("epochs", f"{found.epochs:.4g}"),
-        ("tokens a step", f"{found.tokens_per_step:,} at most{_product(found)}"),
-        ("tokens in all", short(found.tokens_per_step * found.steps)),
+        (f"{unit} a step", f"{found.tokens_per_step:,}{most}"),
+        (f"{unit} in all", short(found.tokens_per_step * found.steps)),
         ("memory", _memory(found.memory)),
         ("classes", ", ".join(found.classes) if found.classes else "none"),
         *found.notes,

@@ -74,6 +74,11 @@ class BlurPool(nn.Module):
         return F.conv2d(pad_same(x, self.kernel.shape[-1], 2), kernel, stride=2, groups=channels)
 
 
+def fast_layout(x: Tensor) -> Tensor:
+    """[B, C, H, W] with the channels last in memory on a CPU, where convolutions otherwise reorder at every layer."""
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+
+
 def group_norm(channels: int, config: ConvStackConfig) -> nn.GroupNorm:
     return nn.GroupNorm(config.groups, channels, eps=1e-6)
 
@@ -170,8 +175,8 @@ class ConvEncoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], out_channels or config.z_channels, k, padding=k // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.mid(self.levels(self.conv_in(x)))
-        return self.conv_out(F.silu(self.norm_out(x)))
+        x = self.mid(self.levels(self.conv_in(fast_layout(x))))
+        return self.conv_out(F.silu(self.norm_out(x))).contiguous()
 
 
 class ConvDecoder(nn.Module):
@@ -188,8 +193,8 @@ class ConvDecoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], config.channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = self.levels(self.mid(self.conv_in(z)))
-        return self.conv_out(F.silu(self.norm_out(x)))
+        x = self.levels(self.mid(self.conv_in(fast_layout(z))))
+        return self.conv_out(F.silu(self.norm_out(x))).contiguous()
 
     @property
     def last_layer(self) -> Tensor:

@@ -11,6 +11,7 @@ why the pair is refused when the model is built. With --families only those colu
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import re
 from pathlib import Path
@@ -26,6 +27,7 @@ from zoo.errors import ConfigError
 from zoo.nn.mixer import split_param_groups
 
 LENGTH, MOTIF, WIDTH, MASK = 64, 8, 32, 4
+TIMES = Path(__file__).parent / "results" / "mixers.json"
 MIXERS: dict[str, dict[str, Any]] = {
     "attention": {"heads": 4, "rope": {}},
     "hyena": {"max_len": LENGTH, "filter_width": 16},
@@ -149,12 +151,48 @@ def main() -> None:
             cells.append(old if old and name not in chosen else train(*FAMILIES[name], mixer, args.steps))
         lines.append(f"| {mixer} | " + " | ".join(cells) + " |")
         print(lines[-1], flush=True)
-    args.out.write_text("\n".join(lines) + "\n")
+    args.out.write_text("\n".join(lines + times()) + "\n")
+
+
+def times() -> list[str]:
+    """What `mixers.py` measured, where it was run."""
+    if not TIMES.exists():
+        return []
+    data = json.loads(TIMES.read_text())
+    lengths = [str(n) for n in data["lengths"]]
+    lines = [
+        "",
+        "## Time",
+        "",
+        f"Milliseconds of one layer's forward and backward pass (width {data['d_model']}, batch 1, float32,",
+        f"{data['threads']} threads of a CPU), and in brackets how many times as fast as causal attention of two heads",
+        "of 64. Made by `python benchmarks/mixers.py`, which also draws `benchmarks/results/mixers.png`. Kernels that",
+        "are made anew for every pass (Hyena, H3, S4, LSSL, Orchid) weigh most here, where they serve one sequence.",
+        "~ is extrapolated by the square of the length.",
+        "",
+        "| layer | " + " | ".join(f"{int(n):,}" for n in lengths) + " |",
+        "|---" * (len(lengths) + 1) + "|",
+    ]
+    base = data["mixers"]["attention"]
+    for name, rows in data["mixers"].items():
+        cells = []
+        for n in lengths:
+            row = rows.get(n)
+            if row is None:
+                cells.append("-")
+                continue
+            ratio = row.get("attention", base[n]["seconds"]) / row["seconds"]
+            mark = "~" if row.get("extrapolated") else ""
+            digits = 1 if row["seconds"] < 0.1 else 0, 2 if ratio < 10 else 0
+            cells.append(f"{mark}{row['seconds'] * 1e3:,.{digits[0]}f} ({ratio:.{digits[1]}f}x)")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def table(file: Path) -> dict[str, dict[str, str]]:
     """The cells of an earlier run: mixer -> family -> cell."""
-    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in file.read_text().splitlines()]
+    text = file.read_text().partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in text.splitlines()]
     names, *rest = [row for row in rows if len(row) > 2]
     return {row[0]: dict(zip(names[1:], row[1:], strict=True)) for row in rest}
 

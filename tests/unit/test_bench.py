@@ -186,6 +186,20 @@ def test_which_recipe_a_model_means() -> None:
     assert {"hyenadna", "dnabert2_small", "generator_small"} <= set(bench.default_models([sets["species5"]]))
 
 
+def test_the_tokenizer_of_every_benchmark_recipe_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from zoo import tokenizers
+    from zoo.train.compose import compose, recipe_names
+
+    monkeypatch.chdir(tmp_path)
+    starts = ("hyenadna_", "dnabert2_small_", "generator_small_")
+    names = [name for name in recipe_names() if name.startswith(starts)]
+    assert "dnabert2_small_species5" in names
+    for name in names:
+        recipe = compose(name)
+        rows = recipe["model"].get("vocab_size", 12)
+        assert tokenizers.build(recipe["tokenizer"]).vocab_size <= -(-rows // 8) * 8, name
+
+
 def test_a_recipe_of_another_set_gets_outputs_and_length(toy: Path) -> None:
     from zoo.train.bench_suites import section
 

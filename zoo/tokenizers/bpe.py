@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from zoo._resources import folder
 from zoo.config import config
 from zoo.errors import ZooError
 from zoo.tokenizers.base import Ids, Text, Tokenizer
@@ -147,7 +148,8 @@ class BpeTokenizer(Tokenizer):
 
 
 def _find(config: BpeTokenizerConfig, base: Path | None) -> Path:
-    places = [place for place in (base, Path.cwd()) if place is not None]
+    # a recipe that takes a tokenizer of the catalogue has its fields alone, not its folder
+    places = [place for place in (base, Path.cwd(), folder("tokenizers")) if place is not None]
     if config.file is not None:
         for place in places:
             if (place / os.path.expanduser(config.file)).is_file():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,10 +17,12 @@ from torch import Tensor
 import zoo
 from tests.hub.hub_server import Hub
 from zoo import catalogue
+from zoo.config import from_dict, resolve
 from zoo.convert.official import converter_module
 from zoo.convert.parity import Case
 from zoo.errors import ZooError
 from zoo.hub import official
+from zoo.hub.families import FAMILIES
 from zoo.hub.headers import SIZES
 
 CASES = Path(__file__).resolve().parents[1] / "parity" / "cases"
@@ -91,6 +95,39 @@ def diffusers(case: Case) -> dict[str, bytes]:
     return {"config.json": config_json(case.config), name: safetensors_of(case.state)}
 
 
+def quantizer(case: Case) -> dict[str, bytes]:
+    return {"seed_quantizer.pt": pickle_of(dict(case.state)), "README.md": b"SEED"}
+
+
+def seed() -> SimpleNamespace:
+    """The published names at widths that the released numbers of heads divide, which the file does not tell."""
+    converter, target = converter_module(catalogue.CONVERTERS["seed"]), catalogue.MODELS["seed"]
+    torch.manual_seed(0)
+    tiny = FAMILIES["seed"].tiny
+    fields = {**tiny, "decoder": {**tiny["decoder"], "mlp": {"kind": "gelu", "width": 4 * tiny["decoder"]["width"]}}}
+    model = resolve(target)(from_dict(resolve(catalogue.schema_target(target)), fields))
+    return SimpleNamespace(state=converter.to_official(model.state_dict(), model.config), config={})
+
+
+def nbp(case: Case) -> dict[str, bytes]:
+    """A Lightning checkpoint with the arguments of the training script."""
+    arguments = argparse.Namespace(**{key: value for key, value in case.config.items() if key != "cls"})
+    checkpoint = {"state_dict": dict(case.state), "hyper_parameters": {"args": arguments}, "global_step": 7}
+    return {"ucf_base_nbp16_hybrid.ckpt" if arguments.hybrid else "k600_base_nbp16.ckpt": pickle_of(checkpoint)}
+
+
+def llava(case: Case) -> dict[str, bytes]:
+    """Shards, and one flat config whose tower is named elsewhere (its sizes stand here, since it is small)."""
+    more = {"model_type": "llava_llama", "architectures": ["LlavaLlamaForCausalLM"], "num_visual_tokens_max": 256,
+            "mm_vision_tower": "openai/clip-vit-large-patch14-336", "mm_vision_select_layer": -2}  # fmt: skip
+    names = list(case.state)
+    parts = {"model-00001-of-00002.safetensors": names[:20], "model-00002-of-00002.safetensors": names[20:]}
+    index = {"metadata": {"total_size": 1}, "weight_map": {key: file for file, keys in parts.items() for key in keys}}
+    files = {file: safetensors_of({key: case.state[key] for key in keys}) for file, keys in parts.items()}
+    config = {**case.config["llm"], "clip": case.config["clip"], **more}
+    return {**files, "model.safetensors.index.json": json.dumps(index).encode(), "config.json": config_json(config)}
+
+
 REPOSITORIES = [
     ("LongSafari/hyenadna-small-32k-seqlen-hf", "hyenadna/dev-lm-hf", hyenadna_hf, False),
     ("LongSafari/hyenadna-tiny-1k-seqlen", "hyenadna/dev-lm-train-shift0", hyenadna_lightning, True),
@@ -102,6 +139,10 @@ REPOSITORIES = [
     ("EPFL-VILAB/flextok_d18_d28_dfn", "flextok/dev-tiny", mixin, False),
     ("EPFL-VILAB/flextok_vae_c4", "flextok-vae/dev-tiny", diffusers, False),
     ("yucornetto/generator_titok_l32_imagenet", "titok-generator/dev-vit", mixin, False),
+    ("AILab-CVC/seed-tokenizer-2", "seed", quantizer, True),
+    ("ShuhuaiRen/NBP-ucf-base", "nbp/dev-hybrid-text", nbp, True),
+    ("ShuhuaiRen/NBP-k600-base", "nbp/dev-block-uncond", nbp, True),
+    ("gordonhu/MQT-LLaVA-7b", "mqt/dev-vlm", llava, False),
 ]
 every = pytest.mark.parametrize(
     ("repo", "case", "layout", "pickled"), REPOSITORIES, ids=[row[0] for row in REPOSITORIES]
@@ -128,7 +169,7 @@ def test_an_official_repository_is_pulled_recognised_and_loaded(
 ) -> None:
     from zoo.cli.main import main
 
-    given = Case(CASES / case)
+    given: Any = seed() if case == "seed" else Case(CASES / case)
     settle(given)
     hub.put(repo, layout(given))
     if pickled:

@@ -49,6 +49,8 @@ def open_official(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None,
     if config is None:
         inside = extra.get("hyper_parameters", extra.get("config"))
         config = dict(inside) if isinstance(inside, Mapping) else None
+        if config is not None and isinstance(config.get("args"), Mapping):  # a script's arguments, kept whole
+            config = dict(config["args"])
     kind = "safetensors" if ".safetensors" in file.name else "pickle"
     return state, config, {"file": str(file), "format": kind, **extra}
 
@@ -204,10 +206,10 @@ def _read_pickle(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """A trainer's Namespace as the mapping it is."""
+    """A trainer's Namespace as the mapping it is, also within mappings."""
     if isinstance(value, argparse.Namespace):
-        return {name: _plain(item) for name, item in vars(value).items()}
-    return value
+        value = vars(value)
+    return {name: _plain(item) for name, item in value.items()} if isinstance(value, Mapping) else value
 
 
 def _tensors(state: Mapping[str, Any], file: Path) -> dict[str, Tensor]:

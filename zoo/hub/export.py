@@ -217,7 +217,8 @@ def _inputs(model: nn.Module, length: int) -> tuple[Tensor, ...]:
             raise ZooError(f"--length {length} is more than the {most} tokens this model takes")
         repeats = -(-length // given["ids"].shape[1])
         given["ids"] = given["ids"].repeat(1, repeats)[:, :length]
-    return tuple(value for name, value in given.items() if name != "valid")
+    # copies: of a view the exporter would also describe the tensor that it is a part of, which no caller has
+    return tuple(value.clone() for name, value in given.items() if name != "valid")
 
 
 def _compare(

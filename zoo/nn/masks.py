@@ -14,6 +14,7 @@ from torch import Tensor
 from zoo.nn.flex import attend_flex
 from zoo.nn.kernels import Slopes, sdpa, shared
 from zoo.nn.layout import Layout
+from zoo.nn.positions import slope_vector
 from zoo.nn.relative import attend_relative, attend_window, reach_mask
 
 _INF = float("inf")
@@ -71,7 +72,7 @@ def attend_dense(
             return seen
         place = layout.with_(position=None).positions(batch, length, q.device)
         distance = (place[:, None, :, None] - place[:, None, None, :]).abs()
-        bias = -distance * torch.tensor(slopes, device=q.device, dtype=torch.float32)[:, None, None]
+        bias = -distance * slope_vector(slopes, q.device)[:, None, None]
         return bias.masked_fill(~seen, -_INF)
 
     mask = shared(layout, ("dense", slopes, batch, length, q.device), build)
@@ -103,7 +104,7 @@ def attend_padding(
     seen = (seen | none[..., None])[:, None]
     if slopes is not None:
         place = torch.arange(length, device=q.device)
-        bias = -(place[:, None] - place).abs() * torch.tensor(slopes, device=q.device)[:, None, None]
+        bias = -(place[:, None] - place).abs() * slope_vector(slopes, q.device)[:, None, None]
         seen = bias.masked_fill(none[:, None, :, None], 0).masked_fill(~seen, -_INF).to(q.dtype)
     y = sdpa(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), seen, False, scale, dropout).transpose(1, 2)
     return y if uniform else y.masked_fill(none[..., None, None], 0)

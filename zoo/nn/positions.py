@@ -148,6 +148,17 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Te
     return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
 
 
+def slope_vector(slopes: tuple[float, ...], device: torch.device) -> Tensor:
+    """Slopes [H] as float32.
+
+    In a traced graph they are computed: a tensor made from a list is a constant of the graph, which the ONNX exporter
+    loses.
+    """
+    if not torch.compiler.is_compiling():
+        return torch.tensor(slopes, device=device, dtype=torch.float32)
+    return torch.stack([torch.full((), slope, device=device, dtype=torch.float32) for slope in slopes])
+
+
 def alibi_slopes(heads: int) -> tuple[float, ...]:
     """Slopes of ALiBi (Press et al. 2021, arXiv:2108.12409, §3): 2^(-8i/n) for n heads, n a power of two; otherwise
     those of the next smaller power, then every second one of the next larger."""

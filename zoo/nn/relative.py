@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.nn.kernels import Slopes, sdpa
+from zoo.nn.positions import slope_vector
 
 _INF = float("inf")
 
@@ -25,7 +26,7 @@ def _line(reach: tuple[int, int], slopes: Slopes | None, before: int, after: int
         delta = torch.arange(-before, after + 1, device=device, dtype=torch.float32)
         line = torch.zeros(1, len(delta), device=device)
         if slopes is not None:
-            line = -delta.abs() * torch.tensor(slopes, device=device, dtype=torch.float32)[:, None]
+            line = -delta.abs() * slope_vector(slopes, device)[:, None]
         return line.masked_fill((delta < -reach[0]) | (delta > reach[1]), -_INF)
 
 

@@ -1,4 +1,4 @@
-"""Every block of the documentation runs, at a size of seconds; those of kind `sh gpu` and `sh hub` are only read."""
+"""Every block of the documentation runs, at a size of seconds; those of a kind in `READ` are only read."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from zoo.cli.main import COMMANDS
 Zoo = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = sorted(page for page in (ROOT / "docs").rglob("*.md") if not page.is_symlink())
+READ = ("sh gpu", "sh hub", "sh page", "sh cluster")  # what needs a GPU, the Hub, a browser, or a scheduler
 SHORT = ["trainer.max_steps=2", "trainer.max_epochs=-1"]
 
 
@@ -37,7 +38,7 @@ def test_blocks_run_in_their_order(page: Path, zoo: Zoo, tmp_path: Path, monkeyp
             for line in code.splitlines():
                 run(zoo, line)
         else:
-            assert kind in ("sh gpu", "sh hub", "sh pip", "text", "yaml"), f"{page}: a block of kind '{kind}'"
+            assert kind in (*READ, "sh pip", "text", "yaml"), f"{page}: a block of kind '{kind}'"
 
 
 def run(zoo: Zoo, line: str) -> None:
@@ -55,7 +56,7 @@ def run(zoo: Zoo, line: str) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT / "docs")))
 def test_commands_that_do_not_run_here_parse(page: Path) -> None:
     text = page.read_text()
-    lines = [line for kind, code in blocks(page) if kind in ("sh gpu", "sh hub") for line in code.splitlines()]
+    lines = [line for kind, code in blocks(page) if kind in READ for line in code.splitlines()]
     lines = [
         re.sub(r".*?(?:^|\s)(?=zoo [a-z])", "", line, count=1) for line in lines if re.search(r"(^|\s)zoo [a-z]", line)
     ]

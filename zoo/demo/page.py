@@ -19,7 +19,8 @@ CSS = """
 .complaint { border-left: 4px solid #c62828; padding: 0.4em 0.8em; }
 footer { display: none !important; }
 """
-ACGT = "TTCTCATTGCAAGACTGACAGGTAAGTATCTTGGTCCATGACTTGCAGGTTCATGCAAATGGTGAGT"
+BUTTONS = ["download", "fullscreen"]  # of pictures; the usual third one uploads them
+EXAMPLE = "TTCTCATTGCAAGACTGACAGGTAAGTATCTTGGTCCATGACTTGCAGGTTCATGCAAAT"
 
 
 def gradio() -> Any:
@@ -117,15 +118,16 @@ def _number(value: Any) -> int:
 
 
 def _dna(gr: Any, demo: Any, complaint: Any) -> None:
+    room = max((getattr(demo.artifact.model, "max_len", None) or len(EXAMPLE) + 2) - 2, 4)  # and two special tokens
     with gr.Row():
-        text = gr.Textbox(label="DNA or FASTA", value=ACGT, lines=4, max_lines=12, scale=3, elem_id="dna")
+        text = gr.Textbox(label="DNA or FASTA", value=EXAMPLE[:room], lines=4, max_lines=12, scale=3, elem_id="dna")
         file = gr.File(label="or a FASTA file", type="filepath", scale=1, height=140)
     mates = gr.Textbox(label="Second sequences", lines=3, visible=demo.pairs)
     with gr.Row():
         read = gr.Button("Read", variant="primary", elem_id="read")
         mutate = gr.Button("Substitute every base", visible=demo.kind != "token" and not demo.pairs, elem_id="mutate")
     table = gr.Dataframe(label="Predictions", interactive=False, elem_id="table")
-    picture = gr.Image(label="Along the first sequence", interactive=False, elem_id="picture")
+    picture = gr.Image(buttons=BUTTONS, label="Along the first sequence", interactive=False, elem_id="picture")
     note = gr.Markdown(elem_id="note")
 
     def reading(*given: Any) -> list[Any]:
@@ -138,10 +140,10 @@ def _dna(gr: Any, demo: Any, complaint: Any) -> None:
 
 def _picture_tokenizer(gr: Any, demo: Any, complaint: Any) -> None:
     with gr.Row():
-        image = gr.Image(label="Picture", type="pil", image_mode=None, sources=["upload", "clipboard"],
+        image = gr.Image(buttons=BUTTONS, label="Picture", type="pil", image_mode=None, sources=["upload", "clipboard"],
                          elem_id="input")  # fmt: skip
-        seen = gr.Image(label="What the model sees", interactive=False, elem_id="seen")
-        made = gr.Image(label="What it makes of the tokens", interactive=False, elem_id="picture")
+        seen = gr.Image(buttons=BUTTONS, label="What the model sees", interactive=False, elem_id="seen")
+        made = gr.Image(buttons=BUTTONS, label="What it makes of the tokens", interactive=False, elem_id="picture")
     ordered = demo.ordered
     tokens = gr.Slider(1, demo.most, demo.most, step=1, label="Tokens", visible=ordered, elem_id="tokens")
     with gr.Row(visible=ordered):
@@ -168,7 +170,7 @@ def _picture_generator(gr: Any, demo: Any, complaint: Any) -> None:
         steps = gr.Slider(1, 32, 8, step=1, label="Passes", visible=demo.stepwise)
         temperature = gr.Slider(0.1, 2, 1, step=0.05, label="Temperature", visible=not demo.stepwise)
     go = gr.Button("Generate", variant="primary", elem_id="read")
-    picture = gr.Image(label="Pictures", interactive=False, elem_id="picture")
+    picture = gr.Image(buttons=BUTTONS, label="Pictures", interactive=False, elem_id="picture")
     note = gr.Markdown(elem_id="note")
 
     def sample(name: Any, number: Any, guidance: Any, steps: Any, temperature: Any, seed: Any) -> tuple[Any, ...]:
@@ -193,7 +195,7 @@ def _clip_generator(gr: Any, demo: Any, complaint: Any) -> None:
         fps = gr.Slider(1, 30, 8, step=1, label="Frames a second")
         seed = gr.Number(0, label="Seed", precision=0)
     go = gr.Button("Generate", variant="primary", elem_id="read")
-    clip = gr.Image(label="Clip", interactive=False, type="filepath", elem_id="picture")
+    clip = gr.Image(buttons=BUTTONS, label="Clip", interactive=False, type="filepath", elem_id="picture")
     note = gr.Markdown(elem_id="note")
 
     def generate(file: Any, sample: Any, given: Any, name: Any, temperature: Any, guidance: Any, seed: Any, fps: Any
@@ -209,7 +211,7 @@ def _clip_tokenizer(gr: Any, demo: Any, complaint: Any) -> None:
         file = gr.File(label="Clip (GIF, video, or a picture)", type="filepath", height=140, elem_id="input")
         fps = gr.Slider(1, 30, 8, step=1, label="Frames a second")
     go = gr.Button("Reconstruct", variant="primary", elem_id="read")
-    clip = gr.Image(label="Left the clip, right what the model makes of it", interactive=False, type="filepath",
+    clip = gr.Image(buttons=BUTTONS, label="The clip, and what the model makes of it", interactive=False, type="filepath",
                     elem_id="picture")  # fmt: skip
     note = gr.Markdown(elem_id="note")
     _wire(gr, [file.upload, go.click], demo.reconstruct, [file, fps], [clip, note], complaint)
@@ -217,7 +219,9 @@ def _clip_tokenizer(gr: Any, demo: Any, complaint: Any) -> None:
 
 def _questions(gr: Any, demo: Any, complaint: Any) -> None:
     with gr.Row():
-        image = gr.Image(label="Picture", type="filepath", sources=["upload", "clipboard"], elem_id="input")
+        image = gr.Image(
+            buttons=BUTTONS, label="Picture", type="filepath", sources=["upload", "clipboard"], elem_id="input"
+        )
         with gr.Column():
             question = gr.Textbox(label="Question", elem_id="question")
             tokens = gr.Slider(1, max(demo.most, 2), demo.most or 1, step=1, label="Visual tokens",

@@ -211,7 +211,7 @@ def _clip_tokenizer(gr: Any, demo: Any, complaint: Any) -> None:
         file = gr.File(label="Clip (GIF, video, or a picture)", type="filepath", height=140, elem_id="input")
         fps = gr.Slider(1, 30, 8, step=1, label="Frames a second")
     go = gr.Button("Reconstruct", variant="primary", elem_id="read")
-    clip = gr.Image(buttons=BUTTONS, label="The clip, and what the model makes of it", interactive=False, type="filepath",
+    clip = gr.Image(buttons=BUTTONS, label="The clip and its reconstruction", interactive=False, type="filepath",
                     elem_id="picture")  # fmt: skip
     note = gr.Markdown(elem_id="note")
     _wire(gr, [file.upload, go.click], demo.reconstruct, [file, fps], [clip, note], complaint)

@@ -172,8 +172,16 @@ def timed(args: argparse.Namespace) -> dict[int, list[float]]:
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Take the times and write table, report and plot; quality where the work folder holds it."""
+    """Take the times of all models in one process, and keep them in the work folder."""
     seconds = timed(args)
+    (args.work / "times.json").write_text(json.dumps({"machine": machine(), "seconds": seconds}, indent=1))
+    report(args)
+
+
+def report(args: argparse.Namespace) -> None:
+    """Write table, report and plot of what the work folder holds."""
+    times = json.loads((args.work / "times.json").read_text())
+    seconds = {int(block): values for block, values in times["seconds"].items()}
     file = args.work / "quality.json"
     kept = json.loads(file.read_text()) if file.is_file() else {}
     first = min(seconds[args.blocks[0]])
@@ -188,7 +196,7 @@ def measure(args: argparse.Namespace) -> None:
         rows.append(row | trained(args, block) | kept.get(f"block{block}", {}))
         print(json.dumps(rows[-1]), flush=True)
     result = {
-        "machine": machine(), "data": args.data, "tokenizer_steps": tokenizer_steps(args), "val_clips": args.val,
+        "machine": times["machine"], "data": args.data, "tokenizer_steps": tokenizer_steps(args), "val_clips": args.val,
         "fvd_clips": args.fvd, "rows": rows, "floors": {name: kept[name] for name in kept if name[:5] != "block"},
     }  # fmt: skip
     name = NAMES[args.data]
@@ -213,14 +221,15 @@ def plot(rows: list[dict[str, Any]], floor: dict[str, dict[str, float]], clips: 
 
     blocks = [row["block"] for row in rows]
     panels = [("frames_per_second", "frames a second, tokenizing included")]
-    if all("psnr_next_frame" in row for row in rows):
+    if any("psnr_next_frame" in row for row in rows):
         panels += [("psnr_next_frame", "PSNR of the next frame, dB"), ("psnr_next_4", "PSNR of the next four, dB")]
-    if all("fvd" in row for row in rows):
+    if any("fvd" in row for row in rows):
         panels += [("fvd", f"FVD on {clips} clips (not comparable)")]
     figure, axes = plt.subplots(1, len(panels), figsize=(3.9 * len(panels), 3.4), squeeze=False)
     lines = (("copy_last", "last frame repeated", "--"), ("tokenizer", "tokenizer alone", ":"))
     for axis, (name, label) in zip(axes[0], panels, strict=True):
-        axis.plot(blocks, [row[name] for row in rows], "o-")
+        known = [row for row in rows if name in row]
+        axis.plot([row["block"] for row in known], [row[name] for row in known], "o-")
         axis.set_xscale("log", base=2)
         axis.set_xticks(blocks, [str(b) for b in blocks])
         axis.set_xlabel("tokens a block (64: one latent frame)")
@@ -235,7 +244,7 @@ def plot(rows: list[dict[str, Any]], floor: dict[str, dict[str, float]], clips: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("tokens", "train", "quality", "measure"))
+    parser.add_argument("what", choices=("tokens", "train", "quality", "measure", "report"))
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--data", choices=tuple(RECIPES), default="moving_mnist")
     parser.add_argument("--tokenizer", default="runs/nbp_tokenizer_moving_mnist/artifact")
@@ -251,7 +260,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
-    {"tokens": tokens, "train": train, "quality": quality, "measure": measure}[args.what](args)
+    {"tokens": tokens, "train": train, "quality": quality, "measure": measure, "report": report}[args.what](args)
 
 
 if __name__ == "__main__":

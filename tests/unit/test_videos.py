@@ -391,6 +391,21 @@ def test_the_command_shows_reconstructions_frame_by_frame(tmp_path: Path, capsys
     assert Image.open(tmp_path / "digits.png").size == (5 * 32, 4 * 32)
 
 
+def test_the_tutorial_shows_what_was_measured() -> None:
+    root = Path(__file__).resolve().parents[2]
+    file = root / "benchmarks" / "results" / "next_block.json"
+    page = (root / "docs" / "tutorials" / "video.md").read_text()
+    found = json.loads(file.read_text())
+    for row in found["rows"]:
+        shown = f"| {row['block']} | {row['steps']} | {row['frames_per_second']:.1f} | {row['speedup']:.1f}x "
+        shown += f"| {row['val_loss']:.2f} |"
+        for key in ("psnr_next_frame", "psnr_next_4"):
+            shown += f" {row[key]:.2f} |" if key in row else " - |"
+        assert shown in page
+    for floor in found["floors"].values():
+        assert f"| {floor['psnr_next_frame']:.2f} | {floor['psnr_next_4']:.2f} |" in page
+
+
 def moving_source(sheet: Path):  # type: ignore[no-untyped-def]
     data = datamodules.build(data_section(str(sheet), []), None)
     data.setup()

@@ -45,6 +45,35 @@ def test_tensorboard_writes_events(tmp_path: Path) -> None:
     assert list(tmp_path.rglob("events.out.tfevents.*"))
 
 
+@pytest.mark.slow
+def test_mlflow_keeps_the_metrics_in_a_store_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # later releases ask for it, and prefer a database
+    (logger,) = extra_loggers(("mlflow",), tmp_path, "first")
+    logger.log_metrics({"train/loss": 1.5}, step=1)
+    logger.log_metrics({"train/loss": 0.5}, step=2)
+    logger.finalize("success")
+    (file,) = (path for path in tmp_path.rglob("loss") if path.parent.name == "train")
+    assert [line.split()[1:3] for line in file.read_text().splitlines()] == [["1.5", "1"], ["0.5", "2"]]
+    assert any("first" in path.read_text() for path in tmp_path.rglob("meta.yaml")), "the run has its name"
+
+
+@pytest.mark.parametrize("name", ["deepspeed", "deepspeed_stage_2", "deepspeed_stage_3"])
+def test_deepspeed_is_taken_and_named_where_it_is_missing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from zoo.train.sharding import strategy
+
+    recipe = validate(compose("hyenadna_uci_splice", [f"trainer.strategy={name}"]))
+    assert recipe.trainer.strategy == name
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
+    with pytest.raises(ZooError, match=rf"trainer.strategy={name} needs DeepSpeed.*pip install 'seqzoo\[deepspeed\]'"):
+        strategy(name)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: object())
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ZooError, match="needs a GPU, and PyTorch sees none"):
+        strategy(name)
+    assert strategy("ddp") == "ddp"
+
+
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow", "trackio"])
 def test_recipes_take_every_logger(name: str) -> None:
     recipe = validate(compose("hyenadna_uci_splice", [f"trainer.loggers=[{name}]"]))

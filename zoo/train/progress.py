@@ -21,10 +21,10 @@ from zoo.train.checkpoint_io import write_atomic
 from zoo.train.record import is_first
 
 LOGGERS = {
-    "tensorboard": ("TensorBoardLogger", "save_dir"),
-    "wandb": ("WandbLogger", "save_dir"),
-    "mlflow": ("MLFlowLogger", "save_dir"),
-}  # trackio has a class of its own here, since Lightning has none
+    "tensorboard": ("TensorBoardLogger", "name"),
+    "wandb": ("WandbLogger", "name"),
+    "mlflow": ("MLFlowLogger", "run_name"),
+}  # class, and how it calls a run's name; trackio has a class of its own here, since Lightning has none
 _NOISE = (
     r".*when logging on epoch level in distributed setting.*",  # what is logged was summed over ranks already
     r".*will save all targets and predictions in the buffer.*",
@@ -130,8 +130,9 @@ def extra_loggers(names: tuple[str, ...], folder: Path, run: str) -> list[Any]:
 
                 built.append(TrackioLogger(run, folder / name))
                 continue
-            class_name, where = LOGGERS[name]
-            built.append(getattr(available, class_name)(name=run, **{where: str(folder / name)}))
+            (folder / name).mkdir(parents=True, exist_ok=True)  # wandb falls back to the system's folder without it
+            class_name, label = LOGGERS[name]
+            built.append(getattr(available, class_name)(**{label: run}, save_dir=str(folder / name)))
         except (ImportError, ModuleNotFoundError):
             raise ZooError(
                 f"trainer.loggers names {name}, which is not installed: pip install 'seqzoo[{name}]'"

@@ -6,16 +6,19 @@ without, continues what another number began. Works on GPUs, and with gloo on CP
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from zoo.errors import ZooError
 from zoo.train import checkpoint_io
 
 
@@ -62,7 +65,19 @@ def _whole(value: Any) -> Any:
 
 
 def strategy(name: str) -> Any:
-    """What Lightning's Trainer takes for the recipe's `trainer.strategy`."""
+    """What Lightning's Trainer takes for the recipe's `trainer.strategy`.
+
+    Raises:
+        ZooError: DeepSpeed is asked for and not installed, or there is no GPU for it.
+    """
+    if name.startswith("deepspeed"):
+        if importlib.util.find_spec("deepspeed") is None:
+            raise ZooError(
+                f"trainer.strategy={name} needs DeepSpeed, which is not installed: pip install 'seqzoo[deepspeed]' "
+                "(trainer.strategy=fsdp shards without it)"
+            )
+        if not torch.cuda.is_available():
+            raise ZooError(f"trainer.strategy={name} needs a GPU, and PyTorch sees none: take ddp or fsdp")
     return Sharded() if name == "fsdp" else name
 
 

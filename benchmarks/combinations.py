@@ -94,6 +94,8 @@ def train(family: str, config: dict[str, Any], options_field: str, kind: str, mi
         options["bidirectional"] = "two_sided"
     if mixer in ("s4d", "s4") and kind == "masked":
         options["bidirectional"] = True
+    if kind == "picture" and "max_len" in options:
+        options["max_len"] = LENGTH + 4  # visual tokens stand before the text
     own = {"mixer": mixer, options_field: options}
     fields = {**config, "lm": {**config["lm"], **own}} if family == "mqt" else {**config, **own}
     try:

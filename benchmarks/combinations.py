@@ -170,7 +170,7 @@ def times() -> list[str]:
         f"{data['threads']} threads of a CPU), and in brackets how many times as fast as causal attention of two heads",
         "of 64. Made by `python benchmarks/mixers.py`, which also draws `benchmarks/results/mixers.png`. Kernels that",
         "are made anew for every pass (Hyena, H3, S4, LSSL, Orchid) weigh most here, where they serve one sequence.",
-        "~ is extrapolated by the square of the length.",
+        "~ is extrapolated by the square of the length; * is of an earlier run of the same program.",
         "",
         "| layer | " + " | ".join(f"{int(n):,}" for n in lengths) + " |",
         "|---" * (len(lengths) + 1) + "|",
@@ -184,7 +184,7 @@ def times() -> list[str]:
                 cells.append("-")
                 continue
             ratio = row.get("attention", base[n]["seconds"]) / row["seconds"]
-            mark = "~" if row.get("extrapolated") else ""
+            mark = "~" if row.get("extrapolated") else "*" if row.get("earlier_run") else ""
             digits = 1 if row["seconds"] < 0.1 else 0, 2 if ratio < 10 else 0
             cells.append(f"{mark}{row['seconds'] * 1e3:,.{digits[0]}f} ({ratio:.{digits[1]}f}x)")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")

@@ -205,8 +205,8 @@ FAMILIES: dict[str, Family] = {
         "part of this package; the Kinetics-600 models continue two latent frames.",
         measured="Models of 960,640 parameters, trained for 600 steps on the ids of moving digits, make a clip from "
         "two latent frames with tokenizing in 192 passes at 12.1 frames a second (next-token prediction) and in 12 "
-        "passes at 103.3 (blocks of 16), on one thread with a key-value cache. The likeliest next frame has a PSNR of 15.04 and "
-        "15.84 dB; a repeated frame has 15.60. The whole sweep is in `benchmarks/results/next_block.json`.",
+        "passes at 103.3 (blocks of 16), on one thread with a key-value cache. The likeliest next frame has a PSNR of "
+        "15.04 and 15.84 dB; a repeated frame has 15.60. The whole sweep is in `benchmarks/results/next_block.json`.",
         tags=("video-generation", "next-block-prediction"),
         tiny={
             "d_model": 32,

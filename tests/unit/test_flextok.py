@@ -153,3 +153,9 @@ def test_scaled_init_reads_the_tokens_and_their_places_at_once(init: str, looks:
         decoder(torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(4)), torch.ones(1), tokens)
     change = float((hidden[1] - hidden[0]).abs().mean().detach())
     assert change > 0.05 if looks else change == 0
+
+
+def test_scaled_init_on_the_meta_device() -> None:
+    """Saved models are checked by building them without memory."""
+    with torch.device("meta"):
+        FlexTok(tiny(init="scaled"))

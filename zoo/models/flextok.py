@@ -263,10 +263,10 @@ class FlexTok(VisualModel):
             for name, parameter in part.named_parameters():
                 if name.rsplit(".")[-1] in ("registers", "table", "null", "mask_token"):
                     nn.init.normal_(parameter)
-                elif parameter.ndim == 2 and parameter.abs().sum() > 0:
+                elif parameter.ndim == 2 and not name.startswith("proj_out") and "modulation" not in name:
                     nn.init.trunc_normal_(parameter, std=parameter.shape[1] ** -0.5)
         with torch.no_grad():
-            self.encoder.proj_out.weight.mul_(0.3)
+            nn.init.trunc_normal_(self.encoder.proj_out.weight, std=0.3 * self.config.encoder.width**-0.5)
             self.decoder.patch_embed.weight.mul_(0.1)  # or noise would drown the positions
             for block in self.decoder.transformer.blocks:
                 modulation = block.modulation

@@ -59,6 +59,16 @@ def prefixes(found: dict[str, Any]) -> str:
     return table(["tokens", *counts], rows)
 
 
+def logged(found: dict[str, Any]) -> str:
+    """PSNR of FlexTok by the number of tokens, as its run measured it with one Euler step, beside TiTok's."""
+    metrics, titok = found["runs"]["flextok"]["metrics"], found["titok"]
+    at = {key.removeprefix("test/psnr_"): value for key, value in metrics.items() if key.startswith("test/psnr_")}
+    first = {**titok["first tokens only"], str(titok["tokens"]): titok["psnr"]}
+    rows = [["FlexTok, 1 step (mean picture)", *(f"{value:.2f}" for value in at.values())]]
+    rows.append(["TiTok, its first tokens", *(f"{first[n]:.2f}" for n in at)])
+    return table(["tokens", *at], rows)
+
+
 def dataset(name: str, found: dict[str, Any]) -> str:
     pictures = found["pictures"]
     parts = [f"### {name}", f"{pictures['train']:,} training pictures, {pictures['test']} test pictures."]
@@ -70,6 +80,8 @@ def dataset(name: str, found: dict[str, Any]) -> str:
         parts.append(reconstruction(found))
     if "flextok" in found:
         parts.append("PSNR, dB, by the number of tokens that the decoder is given:\n\n" + prefixes(found))
+    elif "titok" in found and "flextok" in runs:
+        parts.append("PSNR, dB, by the number of tokens that the decoder is given:\n\n" + logged(found))
     if (SHEETS / f"{name}_reconstructions.png").is_file():
         parts.append(f"![Test pictures of {name} and their reconstructions](../img/{name}_reconstructions.png)")
     seen = found.get("class seen by a CNN")

@@ -106,7 +106,7 @@ def easy_vqa() -> dict[str, list[Question]]:
     """
     spec = importlib.util.find_spec("easy_vqa")
     if spec is None or not spec.submodule_search_locations:
-        raise ZooError("the set 'easy_vqa' comes with the package easy-vqa, which is not installed: pip install 'seqzoo[vqa]'")
+        raise ZooError("the set 'easy_vqa' comes with easy-vqa, which is not installed: pip install 'seqzoo[vqa]'")
     place = Path(next(iter(spec.submodule_search_locations))) / "data"
     parts = {}
     for split in ("train", "test"):

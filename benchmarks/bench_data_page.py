@@ -87,13 +87,17 @@ def pretraining() -> list[str]:
 
 def few_rows(found: dict[str, Any]) -> list[str]:
     """The setting with few labelled rows: the choice of the rate on dev, and test at the chosen rate."""
-    titles = {"scratch": "from scratch, all weights", "pretrained": "from the language model, linear probe"}
+    titles = {
+        "scratch": "from scratch, all weights",
+        "pretrained": "from the language model, all weights",
+        "probe": "from the language model, linear probe",
+    }
     lines = [
         "",
         f"With few labels: coding_leptospira from {found['rows']} of its 3,500 training rows (each seed draws its own, "
-        "the same for both starts; 300 steps of 16). From scratch all weights are trained, of the language model the "
-        "head alone, on frozen states. Both starts were tuned over the same learning rates, chosen by the mean MCC "
-        "× 100 on the 500 rows of dev, which also choose the step; test is read at the chosen rate alone.",
+        "the same for every start; 300 steps of 16; averaged over both strands). A linear probe trains the head alone, "
+        "on frozen states. All were tuned over the same learning rates, chosen by the mean MCC × 100 on the 500 rows "
+        "of dev, which also choose the step; test is read at the chosen rate alone.",
         "",
         "| start | " + " | ".join(f"dev, lr {rate}" for rate in found["rates"]) + " | test | each seed |",
         "|---|" + "---|" * (len(found["rates"]) + 2),

@@ -106,8 +106,6 @@ class LabelledDataConfig(DataConfig):
             raise ValueError("frames must be at least 1, and 1 for labels of the kind 'token' and for pairs")
         if self.limit < 0 or (self.max_len is not None and self.max_len < 1):
             raise ValueError("limit must not be negative, and max_len at least 1")
-        if self.bucket < 0 or self.num_workers < 0:
-            raise ValueError("bucket and num_workers must not be negative")
 
 
 _HELD = {"train": "a val split", "val": "a val split", "test": "a test split"}

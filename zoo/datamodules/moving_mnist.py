@@ -55,8 +55,8 @@ class MovingMNISTConfig(DataConfig):
         super().__post_init__()
         if not 0 < self.side <= self.size:
             raise ValueError(f"side must lie between 1 and size ({self.size}), got {self.side}")
-        if min(self.digits, self.frames, self.train, self.batch_size) < 1 or min(self.val, self.test) < 0:
-            raise ValueError("digits, frames, train and batch_size must be at least 1, val and test at least 0")
+        if min(self.digits, self.frames, self.train) < 1 or min(self.val, self.test) < 0:
+            raise ValueError("digits, frames and train must be at least 1, val and test at least 0")
         if not 0 <= self.speed[0] <= self.speed[1]:
             raise ValueError(f"speed is the lowest and the highest one, got {list(self.speed)}")
 

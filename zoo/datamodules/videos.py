@@ -56,8 +56,8 @@ class VideoDataConfig(SplitFilesConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.frames, self.size, self.batch_size, self.clips_per_video) < 1:
-            raise ValueError("frames, size, batch_size and clips_per_video must be at least 1")
+        if min(self.frames, self.size, self.clips_per_video) < 1:
+            raise ValueError("frames, size and clips_per_video must be at least 1")
         if self.clips_per_video > 1 and self.strategy != "rand":
             raise ValueError(f"clips_per_video is {self.clips_per_video}, but '{self.strategy}' always takes the same")
 

@@ -62,8 +62,8 @@ class VQADataConfig(DataConfig):
             raise ValueError(f"image_token must be negative, no id of a word, got {self.image_token}")
         if self.prompt.count("{image}") != 1:
             raise ValueError(f"prompt must hold {{image}} once, got '{self.prompt}'")
-        if min(self.batch_size, self.limit + 1, self.val_limit + 1) < 1:
-            raise ValueError("batch_size must be at least 1, limit and val_limit at least 0")
+        if min(self.limit, self.val_limit) < 0:
+            raise ValueError("limit and val_limit must not be negative")
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,8 @@ class _Run:
             f"{_parameters(self.parts.model)}, "
             f"{torch.get_num_threads()} threads, {self.options.precision}"
         )
-        if shared := self.parts.data.facts().get("shared"):
+        self.facts = self.parts.data.facts()
+        if shared := self.facts.get("shared"):
             say(f"the splits share sequences: {shared}")
         trainer.fit(task, datamodule=self.data, ckpt_path=start, weights_only=True)
         steps = self.steps_done = max(trainer.global_step, first)
@@ -241,7 +242,7 @@ class _Run:
                 "task_kind": data.task_kind,
                 "num_outputs": data.num_outputs,
                 "classes": list(data.classes),
-                **data.facts(),
+                **self.facts,
             },
             "recipe": to_dict(recipe),
         }
